@@ -58,8 +58,19 @@ const (
 
 // Plan is the desired state on both sides of one sandbox.
 type Plan struct {
-	Host State
-	Pod  State
+	// Alias is the mark of whatever in the plan has none of its own (see Alias
+	// the function); it may stay empty where every link and table brings one.
+	Alias string
+	Host  State
+	Pod   State
+}
+
+// At gives the state of one side.
+func (p *Plan) At(side Side) *State {
+	if side == Host {
+		return &p.Host
+	}
+	return &p.Pod
 }
 
 // State is what one namespace has or should have. Order within the slices
@@ -106,10 +117,13 @@ type Link struct {
 	Name     IfName
 	Kind     Kind
 	Presence Presence
-	// Alias is our mark (IFLA_IFALIAS): "weft:" + owner. Empty on Existing links.
+	// Alias is our mark (IFLA_IFALIAS), see Alias the function. Empty on Existing
+	// links; empty on others: the plan's.
 	Alias string
 	// Group is the link group (IFLA_GROUP); links of one sandbox share one, so
-	// that they are deleted together and pay the kernel's grace period once.
+	// that they are deleted together and pay the kernel's grace period once. It
+	// is the only mark the kernel takes in the message that creates a link, so
+	// zero means GroupOf(Alias) on links we make.
 	Group uint32
 	// MAC, MTU (bytes) and TxQueueLen (packets): zero leaves the kernel's choice.
 	MAC        MAC
@@ -123,9 +137,16 @@ type Link struct {
 	// Master is the bridge this link is a port of; Port its settings there.
 	Master IfName
 	Port   *Port
+	// NoAddrs says that the link must have no address but its IPv6 link-local
+	// one, and not even that with NoIPv6LinkLocal: the guest behind it has them.
+	NoAddrs bool
 	// NoIPv6LinkLocal keeps the kernel from giving the link a link-local address
 	// (IN6_ADDR_GEN_MODE_NONE, include/uapi/linux/if_link.h).
 	NoIPv6LinkLocal bool
+	// NoAddrs, on an Existing link: it is to have no address of any scope, and so
+	// no route through it, whoever put them there. The Pod link of a guest in
+	// bridge binding is one: an address left on it would answer for the guest's.
+	NoAddrs bool
 
 	// Exactly the one that fits Kind may be set.
 	Veth    *Veth
@@ -208,9 +229,12 @@ type Route struct {
 	OnLink bool
 	// Protocol as rtm_protocol; 0 in desired state means RouteProtocol.
 	Protocol int
+	// IfAbsent leaves another route to the same destination, with the same table
+	// and metric, as it is: the first one wins, as the reference plugins do it.
+	IfAbsent bool
 }
 
-// Rule is one policy routing rule, as `ip rule`.
+// Rule is one policy routing rule, as `ip rule`. Ours carry RouteProtocol.
 type Rule struct {
 	Family   int // 4 or 6
 	Priority int
