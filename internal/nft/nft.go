@@ -20,6 +20,9 @@ const (
 type Table struct {
 	Family Family
 	Name   string
+	// Alias is our mark, the same text links carry (netstate.Alias). It stands in
+	// the table's comment, so that a table is known by its owner.
+	Alias  string
 	Chains []Chain
 }
 

@@ -7,8 +7,10 @@ import (
 	"strings"
 )
 
-// commentPrefix begins the comment of every table of ours; the hash follows.
-const commentPrefix = "weft:"
+// commentHashLen is how much of the hash stands in a comment: 128 bits, in 32
+// characters, so that an alias of up to 95 bytes fits beside it (a comment holds
+// 128, NFTNL_UDATA_COMMENT_MAXLEN).
+const commentHashLen = 32
 
 // ID names a table in its namespace.
 type ID struct {
@@ -30,19 +32,22 @@ func (t Table) Hash() string {
 	return hex.EncodeToString(sum[:])
 }
 
-// Comment is the comment the table carries in the kernel. Two tables with the
-// same comment were made from the same text, so an observer compares it instead
-// of reading rules back, whose spelling nft changes.
-func (t Table) Comment() string { return commentPrefix + t.Hash() }
+// Comment is what the table carries in the kernel: its owner's mark and the hash
+// of its text. Two tables with the same comment were made from the same value, so
+// an observer compares it instead of reading rules back, whose spelling nft
+// changes.
+func (t Table) Comment() string { return t.Alias + " " + t.Hash()[:commentHashLen] }
 
-// Owned says whether a table with this comment is one of ours.
-func Owned(comment string) bool {
-	hash, ok := strings.CutPrefix(comment, commentPrefix)
-	if !ok || len(hash) != hex.EncodedLen(sha256.Size) {
-		return false
+// ParseComment takes apart what Comment made. ok is false for any other text.
+func ParseComment(comment string) (alias, hash string, ok bool) {
+	i := strings.LastIndexByte(comment, ' ')
+	if i < 0 || len(comment)-i-1 != commentHashLen {
+		return "", "", false
 	}
-	_, err := hex.DecodeString(hash)
-	return err == nil
+	if _, err := hex.DecodeString(comment[i+1:]); err != nil {
+		return "", "", false
+	}
+	return comment[:i], comment[i+1:], true
 }
 
 // Script is the input of one `nft -f -`, and so one transaction: every table of

@@ -68,12 +68,25 @@ func TestHash(t *testing.T) {
 	if a.Hash() == b.Hash() {
 		t.Error("different tables have one hash")
 	}
-	if !nft.Owned(a.Comment()) {
-		t.Errorf("%q is not owned", a.Comment())
+}
+
+func TestComment(t *testing.T) {
+	table := sample()[0]
+	table.Alias = "weft:main:" + strings.Repeat("f", 64)
+	if got := len(table.Comment()); got > 128 {
+		t.Errorf("comment is %d bytes long, nft takes 128", got)
 	}
-	for _, foreign := range []string{"", "weft:", "weft:xyz", "weft:" + strings.Repeat("g", 64), a.Hash()} {
-		if nft.Owned(foreign) {
-			t.Errorf("%q is owned", foreign)
+	alias, hash, ok := nft.ParseComment(table.Comment())
+	if !ok || alias != table.Alias || !strings.HasPrefix(table.Hash(), hash) {
+		t.Errorf("got %q, %q, %v from %q", alias, hash, ok, table.Comment())
+	}
+	unmarked := sample()[0]
+	if unmarked.Hash() != table.Hash() {
+		t.Error("the mark is part of the hash")
+	}
+	for _, foreign := range []string{"", "weft:main:x", "a b", "weft:main:x " + strings.Repeat("g", 32), "weft:main:x " + table.Hash()} {
+		if _, _, ok := nft.ParseComment(foreign); ok {
+			t.Errorf("%q passes as ours", foreign)
 		}
 	}
 }
@@ -83,6 +96,9 @@ func TestHash(t *testing.T) {
 func TestScriptInKernel(t *testing.T) {
 	enterNetNS(t)
 	tables := sample()
+	for i := range tables {
+		tables[i].Alias = "weft:main:" + strings.Repeat("f", 64)
+	}
 	script := nft.Script(tables)
 	mustNFT(t, script, "-c", "-f", "-")
 	if got := mustNFT(t, "", "list", "ruleset"); got != "" {
