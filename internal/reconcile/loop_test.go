@@ -65,6 +65,7 @@ func TestFailureIsRetriedWithGrowingDelay(t *testing.T) {
 		})
 		loop.Add(key)
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		want := []time.Duration{0, 100 * time.Millisecond, 300 * time.Millisecond, 700 * time.Millisecond}
 		if len(at) != len(want) {
 			t.Fatalf("called at %v, want %v", at, want)
