@@ -74,15 +74,17 @@ type Lease4 struct {
 	TFTP     string // option 66
 	BootFile string // option 67
 	Private  []PrivateOption
-	Lifetime time.Duration
+	Lifetime time.Duration // 0: infinite
 }
 
 // Lease6 is what DHCPv6 tells the guest of one NIC.
 type Lease6 struct {
+	// MAC is the only client answered; empty: whoever asks on this TAP.
+	MAC  netstate.MAC
 	Addr     netip.Addr
 	DNS      []netip.Addr
 	Search   []string
-	Lifetime time.Duration // preferred and valid
+	Lifetime time.Duration // preferred and valid; 0: infinite
 }
 
 // RA is the router advertisement sent to the guest of one NIC (RFC 4861).
@@ -98,12 +100,11 @@ type RA struct {
 	// Prefixes are advertised on-link (L), never autonomous (A): the address
 	// comes from DHCPv6.
 	Prefixes []netip.Prefix
-	// Routes are advertised as route information options (RFC 4191), lifetime
-	// RouteLifetime.
+	// Routes are advertised as route information options (RFC 4191).
 	Routes []netip.Prefix
 	DNS    []netip.Addr // RDNSS, RFC 8106
 	Search []string     // DNSSL, RFC 8106
-	// Lifetime of prefixes, RDNSS and DNSSL.
+	// Lifetime of prefixes, routes, RDNSS and DNSSL; 0: infinite.
 	Lifetime time.Duration
 }
 
