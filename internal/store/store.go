@@ -55,6 +55,19 @@ type Precondition struct {
 	Revision string // metadata.resourceVersion
 }
 
+// Matches reports whether an object in namespace with these labels is selected.
+func (s Selector) Matches(namespace string, labels map[string]string) bool {
+	if s.Namespace != "" && s.Namespace != namespace {
+		return false
+	}
+	for name, value := range s.Labels {
+		if got, ok := labels[name]; !ok || got != value {
+			return false
+		}
+	}
+	return true
+}
+
 // EventType says what happened to an object.
 type EventType string
 
@@ -64,7 +77,9 @@ const (
 	Deleted EventType = "deleted"
 )
 
-// Event is one change. For Deleted, Object is the last state.
+// Event is one change. For Deleted, Object is the last state; it carries the
+// revision of the deletion, so that a watch can resume behind it. An object
+// that a change takes out of a watch's selection is Deleted for that watch.
 type Event struct {
 	Type   EventType
 	Object *Object
@@ -73,19 +88,25 @@ type Event struct {
 // Store holds objects of many kinds.
 //
 // Revisions are opaque texts in metadata.resourceVersion. Status is a
-// subresource: Update leaves status as it is, UpdateStatus changes nothing
-// else. An object with finalizers that is deleted gets a deletionTimestamp and
-// goes when the last finalizer is taken off; objects whose controller owner
-// (metadata.ownerReferences) is gone are deleted with it.
+// subresource: Create drops it, Update leaves it as it is, UpdateStatus changes
+// nothing else. A write that changes nothing gives no new revision and no
+// event. metadata.generation counts the changes outside metadata and status.
+//
+// An object with finalizers that is deleted gets a deletionTimestamp and goes
+// when the last finalizer is taken off. Objects of whose owners
+// (metadata.ownerReferences, by UID) none is left are deleted soon afterwards.
 type Store interface {
 	Get(ctx context.Context, gvk schema.GroupVersionKind, key Key) (*Object, error)
 	// List also gives the revision a Watch resumes from without a gap.
 	List(ctx context.Context, gvk schema.GroupVersionKind, sel Selector) ([]*Object, string, error)
-	// Watch delivers every change after revision since, in order, until ctx ends
-	// or resuming is impossible; then the channel is closed.
+	// Watch delivers every change after revision since (empty: from now on), in
+	// order, until ctx ends, the store is closed or the reader falls too far
+	// behind; then the channel is closed, and the reader resumes from the last
+	// event it took, or lists again if that gives ErrExpired.
 	Watch(ctx context.Context, gvk schema.GroupVersionKind, sel Selector, since string) (<-chan Event, error)
 	Create(ctx context.Context, obj *Object) (*Object, error)
-	// Update requires obj's resourceVersion, if it has one, to be the present one.
+	// Update requires obj's resourceVersion and UID, if it has them, to be the
+	// present ones. UpdateStatus does the same.
 	Update(ctx context.Context, obj *Object) (*Object, error)
 	UpdateStatus(ctx context.Context, obj *Object) (*Object, error)
 	Delete(ctx context.Context, gvk schema.GroupVersionKind, key Key, pre Precondition) error
