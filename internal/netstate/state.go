@@ -143,10 +143,6 @@ type Link struct {
 	// NoIPv6LinkLocal keeps the kernel from giving the link a link-local address
 	// (IN6_ADDR_GEN_MODE_NONE, include/uapi/linux/if_link.h).
 	NoIPv6LinkLocal bool
-	// NoAddrs, on an Existing link: it is to have no address of any scope, and so
-	// no route through it, whoever put them there. The Pod link of a guest in
-	// bridge binding is one: an address left on it would answer for the guest's.
-	NoAddrs bool
 
 	// Exactly the one that fits Kind may be set.
 	Veth    *Veth
