@@ -172,6 +172,18 @@ type Port struct {
 	Hairpin  *bool
 	Isolated *bool
 	Learning *bool
+	// VLANs of the port on a bridge with VLAN filtering; nil: the bridge's default.
+	VLANs *PortVLANs
+}
+
+// PortVLANs are all VLANs of a bridge port, as `bridge vlan` has them; a port
+// is taken out of every other. Order within the slices carries no meaning.
+type PortVLANs struct {
+	// PVID is the VLAN of untagged frames, in and out.
+	PVID uint16
+	// Untagged are further VLANs whose frames leave without tag.
+	Untagged []uint16
+	Tagged   []uint16
 }
 
 // Macvlan settings.

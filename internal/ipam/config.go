@@ -1,0 +1,199 @@
+package ipam
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/weftnet/weft/internal/hint"
+)
+
+// The ipam types weft answers itself.
+const (
+	TypeHostLocal   = "host-local"
+	TypeStatic      = "static"
+	TypeWhereabouts = "whereabouts"
+)
+
+// Supported says whether weft answers an ipam type itself.
+func Supported(ipamType string) bool { return readers[ipamType] != nil }
+
+// Config is one parsed ipam object, whichever type it was written for.
+type Config struct {
+	// Type is what the document said; empty: the network has no IPAM.
+	Type string
+	// Sets are asked for one address each.
+	Sets []Set
+	// Static addresses are given as they are, after those of the sets, and held
+	// in StaticScope.
+	Static      []StaticAddress
+	StaticScope Scope
+	// Requests are the addresses the user asked for; each must come from one of
+	// the sets. (Those of type static have become Static already.)
+	Requests []Request
+	Routes   []Route
+	DNS      DNS
+	// ResolvConf is the path of a file in resolv.conf(5) form whose DNS the
+	// caller puts into the result (ParseResolvConf); empty: none.
+	ResolvConf string
+	// Warnings are for the person who wrote the document; nothing fails.
+	Warnings []string
+}
+
+// Set is one or more ranges of one family, of which one address is given.
+type Set struct {
+	Scope  Scope
+	Ranges []Range
+}
+
+// StaticAddress is one address given as it is.
+type StaticAddress struct {
+	Address
+	// Field is where it stands in the user's document.
+	Field string
+}
+
+// Request is one address somebody asked for.
+type Request struct {
+	Addr netip.Addr
+	// Bits is the prefix length that came with it; -1: none.
+	Bits int
+	// Field is where it stands: runtimeConfig.ips[0], args.cni.ips[0] or
+	// CNI_ARGS.IP[0].
+	Field string
+}
+
+// document is what a CNI plugin config holds for its IPAM.
+type document struct {
+	Name          string          `json:"name"`
+	IPAM          json.RawMessage `json:"ipam"`
+	RuntimeConfig struct {
+		IPs      []string           `json:"ips"`
+		IPRanges [][]hostLocalRange `json:"ipRanges"`
+	} `json:"runtimeConfig"`
+	Args struct {
+		CNI struct {
+			IPs []string `json:"ips"`
+		} `json:"cni"`
+	} `json:"args"`
+}
+
+// input is what every reader of an ipam type gets.
+type input struct {
+	network  string
+	keys     map[string]json.RawMessage // of the ipam object
+	raw      json.RawMessage            // the ipam object
+	ranges   [][]hostLocalRange         // runtimeConfig.ipRanges
+	requests requests
+}
+
+var readers = map[string]func(input) (Config, error){
+	TypeHostLocal:   readHostLocal,
+	TypeStatic:      readStatic,
+	TypeWhereabouts: readWhereabouts,
+}
+
+// Parse reads the ipam object of a CNI plugin config, and the addresses
+// requested by its runtimeConfig, by its args and by CNI_ARGS. A config
+// without IPAM gives the zero Config. Every error is a hint.Error whose field
+// is a path in conf, or CNI_ARGS.KEY.
+func Parse(conf []byte, cniArgs string) (Config, error) {
+	var doc document
+	if err := json.Unmarshal(conf, &doc); err != nil {
+		return Config{}, decodeHint("", err)
+	}
+	asked, err := readRequests(doc, cniArgs)
+	if err != nil {
+		return Config{}, err
+	}
+	keys := map[string]json.RawMessage{}
+	if len(doc.IPAM) > 0 && string(doc.IPAM) != "null" {
+		if err := json.Unmarshal(doc.IPAM, &keys); err != nil {
+			return Config{}, decodeHint("ipam", err)
+		}
+	}
+	var ipamType string
+	if raw, ok := find(keys, "type"); ok {
+		if err := json.Unmarshal(raw, &ipamType); err != nil {
+			return Config{}, decodeHint("ipam.type", err)
+		}
+	}
+	switch {
+	case ipamType == "" && len(keys) > 0:
+		return Config{}, &hint.Error{
+			Field: "ipam.type", Problem: "is missing", Remedy: "set it to one of " + strings.Join(types(), ", "),
+		}
+	case ipamType == "":
+		return Config{}, asked.refuseAll()
+	case readers[ipamType] == nil:
+		return Config{}, &hint.Error{
+			Field: "ipam.type", Value: ipamType, Problem: "weft does not do this type itself",
+			Remedy: "use one of " + strings.Join(types(), ", "),
+		}
+	}
+	in := input{network: doc.Name, keys: keys, raw: doc.IPAM, ranges: doc.RuntimeConfig.IPRanges, requests: asked}
+	config, err := readers[ipamType](in)
+	if err != nil {
+		return Config{}, err
+	}
+	config.Type = ipamType
+	return config, nil
+}
+
+func types() []string {
+	names := make([]string, 0, len(readers))
+	for name := range readers {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// ImplyGateways gives every range and static address that has no gateway the
+// first address of its subnet as one, as a bridge that is itself the gateway
+// does; it is then never handed out.
+func (c Config) ImplyGateways() Config {
+	c.Sets = slices.Clone(c.Sets)
+	for i := range c.Sets {
+		c.Sets[i].Ranges = slices.Clone(c.Sets[i].Ranges)
+		for j, r := range c.Sets[i].Ranges {
+			if !r.Gateway.IsValid() {
+				r.Gateway = firstHost(r.Subnet)
+				c.Sets[i].Ranges[j] = newRange(r)
+			}
+		}
+	}
+	c.Static = slices.Clone(c.Static)
+	for i := range c.Static {
+		if !c.Static[i].Gateway.IsValid() {
+			c.Static[i].Gateway = firstHost(c.Static[i].Prefix)
+		}
+	}
+	return c
+}
+
+// finish completes a config of ranges and checks what concerns all of them.
+func (c Config) finish() (Config, error) {
+	var errs []error
+	for _, set := range c.Sets {
+		for _, r := range set.Ranges {
+			if len(r.usable) == 0 {
+				errs = append(errs, &hint.Error{
+					Field: r.Field, Value: r.String(), Problem: "no address is left to give",
+					Remedy: "widen the range, or exclude less (network, broadcast and gateway addresses are never given)",
+				})
+			}
+		}
+	}
+	return c, errors.Join(errs...)
+}
+
+func overlapError(field string, a, b Range) error {
+	return &hint.Error{
+		Field: field, Value: b.String(), Problem: fmt.Sprintf("overlaps %s %s", a.Field, a),
+		Remedy: "make the ranges disjoint",
+	}
+}

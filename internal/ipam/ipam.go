@@ -1,0 +1,98 @@
+// Package ipam chooses addresses: it reads the ipam object of a CNI config
+// (types host-local, static and whereabouts) into one Config, and allocates
+// from it over a compare-and-swap Store, lowest free address first.
+//
+// It is pure: no clock, files, sockets or logs. Where leases live, and that
+// they survive a crash, is the caller's affair; Memory is rebuilt by it at
+// start with Hold.
+package ipam
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+)
+
+// Address is one address of an attachment.
+type Address struct {
+	// Prefix is the address with its prefix length, host bits kept.
+	Prefix netip.Prefix
+	// Gateway is the router of that subnet; zero: none.
+	Gateway netip.Addr
+}
+
+// Route is one route of a CNI config or result.
+type Route struct {
+	Dst netip.Prefix
+	// Via is the next hop as the config gives it. Zero: the gateway of the
+	// first address of that family, or on-link if there is none.
+	Via netip.Addr
+	// MTU and AdvMSS in bytes, Priority as the kernel's metric; zero: not set.
+	MTU, AdvMSS, Priority int
+	// Table and Scope: nil leaves the kernel's (main, universe).
+	Table, Scope *int
+}
+
+// DNS is the dns object of a CNI config or result.
+type DNS struct {
+	Nameservers []string
+	Domain      string
+	Search      []string
+	Options     []string
+}
+
+// IsZero says that nothing is set.
+func (d DNS) IsZero() bool {
+	return len(d.Nameservers) == 0 && d.Domain == "" && len(d.Search) == 0 && len(d.Options) == 0
+}
+
+// Result is what one attachment got, in the order the config asks for it.
+type Result struct {
+	Addresses []Address
+	Routes    []Route
+	DNS       DNS
+}
+
+// Owner is who holds an address: an attachment, or a claim that outlives it.
+type Owner string
+
+// AttachmentOwner is the owner of what one sandbox has on one interface.
+func AttachmentOwner(sandbox, ifName string) Owner { return Owner(sandbox + "/" + ifName) }
+
+// ClaimOwner is the owner of what belongs to a claim, such as a VM's NIC that
+// keeps its address over restarts.
+func ClaimOwner(namespace, name string) Owner { return Owner("claim:" + namespace + "/" + name) }
+
+// Scope is the set of networks in which an address may be held once only.
+type Scope string
+
+// Lease says who holds an address of a scope.
+type Lease struct {
+	Scope Scope
+	Addr  netip.Addr
+	Owner Owner
+}
+
+// Errors of allocation; test with errors.Is. Each comes inside a hint.Error.
+var (
+	// ErrTaken: the address is held by somebody else. errors.As with
+	// *TakenError gives the holder.
+	ErrTaken = errors.New("address is taken")
+	// ErrExhausted: every address of the range is held.
+	ErrExhausted = errors.New("range is exhausted")
+	// ErrRefused: a requested address cannot be given whoever asks: out of
+	// range, excluded, or the gateway, network or broadcast address.
+	ErrRefused = errors.New("address cannot be given")
+)
+
+// TakenError is the ErrTaken of a Store.
+type TakenError struct {
+	Addr   netip.Addr
+	Holder Owner
+}
+
+// Error names address and holder.
+func (e *TakenError) Error() string { return fmt.Sprintf("%s is held by %s", e.Addr, e.Holder) }
+
+// Is makes errors.Is(err, ErrTaken) true.
+func (e *TakenError) Is(target error) bool { return target == ErrTaken }
