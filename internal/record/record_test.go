@@ -1,0 +1,359 @@
+package record
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/weftnet/weft/api/netattach"
+	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/netstate"
+	"github.com/weftnet/weft/internal/nft"
+)
+
+var equal = cmp.Options{
+	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+	cmpopts.EquateEmpty(),
+	cmpopts.IgnoreFields(netattach.Selection{}, "Field"),
+}
+
+func open(t *testing.T) *Store {
+	t.Helper()
+	s, err := Open(filepath.Join(t.TempDir(), "records"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// full is a sandbox in which every field is set.
+func full(id string) *Sandbox {
+	on := true
+	return &Sandbox{
+		Version: Version, ID: id, NetNS: "/run/netns/x", Pod: Pod{Namespace: "demo", Name: "a", UID: "u"}, BootID: "b",
+		Attachments: []*Attachment{{
+			Network: "demo/blue", Interface: "net1", Stage: Intent, Reason: "because", Kind: Foreign, Default: true,
+			Config: json.RawMessage(`{"name":"blue","plugins":[{"type":"bridge"}]}`),
+			Selection: &netattach.Selection{
+				Name: "blue", Namespace: "demo", IPs: []netattach.IPRequest{{Addr: netip.MustParseAddr("10.0.0.5"), Bits: -1}},
+				DefaultRoute: []netip.Addr{}, CNIArgs: map[string]json.RawMessage{"k": json.RawMessage(`1`)},
+			},
+			CNIArgs: [][2]string{{"IgnoreUnknown", "1"}}, CapabilityArgs: map[string]json.RawMessage{"ips": json.RawMessage(`["10.0.0.5"]`)},
+			NativeMain: true, IPAM: "dhcp", Alias: "weft:i:o",
+			Plan: netstate.Plan{
+				Host: netstate.State{Links: []netstate.Link{{Name: "br0", Kind: netstate.KindBridge, Presence: netstate.Shared, Promisc: &on, Bridge: &netstate.Bridge{STP: &on}}}},
+				Pod: netstate.State{
+					Addrs: []netstate.Addr{{Link: "net1", Prefix: netip.MustParsePrefix("10.0.0.5/24")}}, Routes: []netstate.Route{{Dst: netip.MustParsePrefix("0.0.0.0/0"), Link: "net1"}},
+					Tables: []nft.Table{{Family: nft.IP, Name: "t", Chains: []nft.Chain{{Name: "c", Rules: []nft.Rule{"accept"}}}}},
+				},
+			},
+			Masquerade: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")},
+			Leases:     []Lease{{Scope: "s", Addr: netip.MustParseAddr("10.0.0.5"), Owner: "o"}},
+			Links:      []Link{{Side: netstate.Pod, Name: "net1", Index: 7, MAC: "02:00:00:00:00:01", MTU: 1500, Alias: "weft:i:o"}},
+			Result:     json.RawMessage(`{"cniVersion":"1.1.0"}`), Moved: []netip.Prefix{netip.MustParsePrefix("10.0.0.5/24")},
+		}},
+	}
+}
+
+func TestSaveLoad(t *testing.T) {
+	s := open(t)
+	for _, durable := range []bool{false, true} {
+		want := full(fmt.Sprint("sandbox-", durable))
+		want.Durable = durable
+		if err := s.Save(want); err != nil {
+			t.Fatal(err)
+		}
+		got, err := s.Load(want.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(got, want, equal); diff != "" {
+			t.Errorf("got -, want +:\n%s", diff)
+		}
+		if got.Attachments[0].Selection.DefaultRoute == nil {
+			t.Error("an empty default-route became an absent one")
+		}
+	}
+	if info, err := os.Stat(s.path("sandbox-true")); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	ids, err := s.IDs()
+	if diff := cmp.Diff(ids, []string{"sandbox-false", "sandbox-true"}); err != nil || diff != "" {
+		t.Errorf("ids: %v %s", err, diff)
+	}
+	for _, id := range ids {
+		if err := s.Delete(id, id == "sandbox-true"); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Delete(id, false); err != nil {
+			t.Errorf("second delete: %v", err)
+		}
+		if _, err := s.Load(id); !errors.Is(err, ErrNotFound) {
+			t.Errorf("load after delete: %v", err)
+		}
+	}
+	if left := files(t, s); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+// files lists everything under the directory but directories.
+func files(t *testing.T, s *Store) []string {
+	t.Helper()
+	var out []string
+	err := filepath.WalkDir(s.dir, func(path string, entry os.DirEntry, err error) error {
+		if err == nil && !entry.IsDir() {
+			out = append(out, strings.TrimPrefix(path, s.dir+"/"))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func TestIDs(t *testing.T) {
+	s := open(t)
+	for _, id := range []string{"", "../x", "a/b", ".hidden", strings.Repeat("a", 201), "a b"} {
+		if err := s.Save(&Sandbox{ID: id}); err == nil {
+			t.Errorf("saved %q", id)
+		} else if _, ok := errors.AsType[*hint.Error](err); !ok {
+			t.Errorf("%q: %v is no hint", id, err)
+		}
+		if _, err := s.Load(id); err == nil || errors.Is(err, ErrNotFound) {
+			t.Errorf("load %q: %v", id, err)
+		}
+	}
+}
+
+func TestDamaged(t *testing.T) {
+	whole, err := json.Marshal(full("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := bytes.ReplaceAll(whole, []byte(`"id":"x"`), []byte(`"id":"y"`))
+	tests := map[string][]byte{
+		"empty": nil, "half": whole[:len(whole)/2], "nearly whole": whole[:len(whole)-1], "zeros": make([]byte, 4096), "another sandbox": other,
+		"null": []byte("null"), "list": []byte("[]"), "null attachment": []byte(`{"version":1,"id":"x","attachments":[null]}`), "wrong type": []byte(`{"version":1,"id":"x","attachments":{}}`),
+	}
+	for name, content := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := open(t)
+			if err := s.Save(full("good")); err != nil {
+				t.Fatal(err)
+			}
+			for i, wantPath := range []string{"x.json.damaged", "x.json.damaged.2"} {
+				if err := os.WriteFile(s.path("x"), content, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				list, err := s.List()
+				damaged, ok := errors.AsType[*DamagedError](err)
+				if !ok {
+					t.Fatalf("round %d: got %v, want a DamagedError", i, err)
+				}
+				if damaged.Path != filepath.Join(s.dir, wantPath) || damaged.ID != "x" {
+					t.Errorf("got %s of %s, want %s", damaged.Path, damaged.ID, wantPath)
+				}
+				if len(list) != 1 || list[0].ID != "good" {
+					t.Errorf("the others: got %v", list)
+				}
+				kept, err := os.ReadFile(damaged.Path)
+				if err != nil || !bytes.Equal(kept, content) {
+					t.Errorf("set aside: %q, %v", kept, err)
+				}
+				if _, err := s.Load("x"); !errors.Is(err, ErrNotFound) {
+					t.Errorf("afterwards: %v", err)
+				}
+			}
+			if paths, err := s.Damaged(); err != nil || len(paths) != 2 {
+				t.Errorf("damaged: %v, %v", paths, err)
+			}
+		})
+	}
+}
+
+func TestNewerVersionIsLeftAlone(t *testing.T) {
+	s := open(t)
+	content := []byte(`{"version":99,"id":"x","attachments":"something else"}`)
+	if err := os.WriteFile(s.path("x"), content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.Load("x")
+	if _, ok := errors.AsType[*hint.Error](err); !ok {
+		t.Errorf("got %v, want a hint", err)
+	}
+	if got, err := os.ReadFile(s.path("x")); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("the file: %q, %v", got, err)
+	}
+}
+
+func TestOpenRemovesHalfWritten(t *testing.T) {
+	s := open(t)
+	if err := s.Save(full("x")); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"x", "y"} {
+		if err := os.WriteFile(filepath.Join(s.dir, id+tmpSuffix), []byte("{"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	unlock, err := s.Lock(t.Context(), "y") // its writer is at work
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(s.dir); err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+	if diff := cmp.Diff(files(t, s), []string{"x.json", "y.json.tmp"}); diff != "" {
+		t.Errorf("got -, want +:\n%s", diff)
+	}
+	if got, err := s.Load("x"); err != nil || got.ID != "x" {
+		t.Errorf("the record: %v, %v", got, err)
+	}
+}
+
+func TestSaveFailsWhole(t *testing.T) {
+	s := open(t)
+	if err := s.Save(full("x")); err != nil {
+		t.Fatal(err)
+	}
+	// A directory in the way of the temporary file: not even root writes it.
+	if err := os.Mkdir(filepath.Join(s.dir, "x"+tmpSuffix), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	changed := full("x")
+	changed.NetNS = "/elsewhere"
+	if err := s.Save(changed); err == nil {
+		t.Fatal("saved over a directory")
+	}
+	got, err := s.Load("x")
+	if err != nil || got.NetNS != "/run/netns/x" {
+		t.Errorf("the old record: %v, %v", got, err)
+	}
+}
+
+func TestLockExcludes(t *testing.T) {
+	s := open(t)
+	const workers, rounds = 8, 50
+	counter := 0
+	var wg sync.WaitGroup
+	for range workers {
+		wg.Go(func() {
+			for range rounds {
+				unlock, err := s.Lock(t.Context(), "x")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				counter++ // the race detector and the sum watch
+				unlock()
+			}
+		})
+	}
+	wg.Wait()
+	if counter != workers*rounds {
+		t.Errorf("got %d, want %d", counter, workers*rounds)
+	}
+	if left := files(t, s); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+func TestLockWaitsAndGivesUp(t *testing.T) {
+	s := open(t)
+	unlock, err := s.Lock(t.Context(), "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := s.Lock(t.Context(), "y")
+	if err != nil {
+		t.Fatalf("another sandbox: %v", err)
+	}
+	other()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := s.Lock(ctx, "x"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("held: got %v", err)
+	}
+	unlock()
+	unlock, err = s.Lock(t.Context(), "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+}
+
+// TestLockExcludesProcesses has flock(1) hold a lock.
+func TestLockExcludesProcesses(t *testing.T) {
+	flockBin, err := exec.LookPath("flock")
+	if err != nil {
+		t.Skip("flock(1) is not installed")
+	}
+	s := open(t)
+	cmd := exec.Command(flockBin, filepath.Join(s.dir, lockDir, "x"), "sh", "-c", "echo held; read x")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 5)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.tryLock("x"); !errors.Is(err, errBusy) {
+		t.Errorf("while another process holds it: %v", err)
+	}
+	in.Close() // the child ends on it
+	if err := cmd.Wait(); err != nil {
+		t.Logf("flock: %v", err) // read(1) of the shell fails at end of file
+	}
+	unlock, err := s.Lock(t.Context(), "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+}
+
+func FuzzDecode(f *testing.F) {
+	whole, err := json.Marshal(full("x"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(whole)
+	f.Add([]byte(`{"version":1,"id":"x","attachments":[null]}`))
+	f.Add([]byte(`{"version":1,"id":"x","attachments":[{"selection":{"name":"a","ips":[1]}}]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		sandbox, err := decode("x", data)
+		if err != nil {
+			return
+		}
+		again, err := json.Marshal(sandbox)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := decode("x", again); err != nil {
+			t.Errorf("our own text %s: %v", again, err)
+		}
+	})
+}

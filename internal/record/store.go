@@ -1,0 +1,331 @@
+package record
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/weftnet/weft/internal/hint"
+)
+
+// The directory, made with mode 0700:
+//
+//	<sandboxID>.json            one sandbox, all of its attachments; 0600
+//	<sandboxID>.json.tmp        being written; leftovers go at Open
+//	<sandboxID>.json.damaged    could not be read: set aside for a person, kept
+//	                            (.damaged.2 and so on, if there was one)
+//	locks/<sandboxID>           flock(2) of whoever works on that sandbox; empty
+//
+// A sandbox's file changes by writing .tmp and renaming it over, so that a
+// reader sees the old or the new whole. fsync of file and directory is added
+// for Durable sandboxes only: for the others a power loss takes the kernel
+// state, which is all they describe, along with the file.
+const (
+	suffix        = ".json"
+	tmpSuffix     = suffix + ".tmp"
+	damagedSuffix = suffix + ".damaged"
+	lockDir       = "locks"
+)
+
+// maxID bounds a sandbox id so that every name made of it is a file name
+// (NAME_MAX is 255 bytes, include/uapi/linux/limits.h).
+const maxID = 200
+
+// validID is what CNI allows as a container id (CNI specification 1.1, section 2).
+var validID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$`)
+
+// ErrNotFound: there is no record of that sandbox.
+var ErrNotFound = errors.New("no record of this sandbox")
+
+// DamagedError says that a record could not be read and was set aside.
+type DamagedError struct {
+	ID string
+	// Path is where it lies now.
+	Path string
+	Err  error
+}
+
+// Error names the file.
+func (e *DamagedError) Error() string {
+	return fmt.Sprintf("record of sandbox %s is damaged and was set aside as %s: %v", e.ID, e.Path, e.Err)
+}
+
+// Unwrap gives the cause.
+func (e *DamagedError) Unwrap() error { return e.Err }
+
+// Store is the directory of records. Its methods may be called from many
+// goroutines and processes; whoever changes a sandbox holds its Lock.
+type Store struct {
+	dir string
+	// mu guards working: the sandboxes somebody in this process works on, each
+	// with a channel that closes when that ends.
+	mu      sync.Mutex
+	working map[string]chan struct{}
+}
+
+// Open makes the directory if need be and removes half-written files.
+func Open(dir string) (*Store, error) {
+	if err := os.MkdirAll(filepath.Join(dir, lockDir), 0o700); err != nil {
+		return nil, fmt.Errorf("make record directory: %w", err)
+	}
+	s := &Store{dir: dir, working: map[string]chan struct{}{}}
+	names, err := s.names(tmpSuffix)
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range names {
+		// A writer in another process holds the lock while its file is there.
+		unlock, err := s.tryLock(id)
+		if errors.Is(err, errBusy) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		err = remove(filepath.Join(dir, id+tmpSuffix))
+		unlock()
+		if err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// Dir is where the records lie.
+func (s *Store) Dir() string { return s.dir }
+
+func checkID(id string) error {
+	if len(id) > maxID || !validID.MatchString(id) {
+		return &hint.Error{Field: "sandbox id", Value: id, Problem: "is no container id", Remedy: fmt.Sprintf("use letters, digits, '_', '.' and '-', a letter or digit first, at most %d", maxID)}
+	}
+	return nil
+}
+
+func (s *Store) path(id string) string { return filepath.Join(s.dir, id+suffix) }
+
+// Load reads one record. The error is ErrNotFound if there is none, and a
+// *DamagedError if it could not be read; the file is then set aside.
+func (s *Store) Load(id string) (*Sandbox, error) {
+	if err := checkID(id); err != nil {
+		return nil, err
+	}
+	data, err := os.ReadFile(s.path(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("sandbox %s: %w", id, ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read record: %w", err)
+	}
+	sandbox, err := decode(id, data)
+	if err == nil {
+		return sandbox, nil
+	}
+	if version, ok := errors.AsType[*versionError](err); ok {
+		return nil, &hint.Error{Field: s.path(id), Value: fmt.Sprint(version.got), Problem: fmt.Sprintf("is a record of another version than %d", Version), Remedy: "run the weft that wrote it, or delete the sandbox with it first"}
+	}
+	return nil, s.setAside(id, err)
+}
+
+type versionError struct{ got int }
+
+func (e *versionError) Error() string { return fmt.Sprintf("version %d, want %d", e.got, Version) }
+
+func decode(id string, data []byte) (*Sandbox, error) {
+	if len(data) == 0 {
+		return nil, errors.New("the file is empty")
+	}
+	var head struct {
+		Version int    `json:"version"`
+		ID      string `json:"id"`
+	}
+	if err := json.Unmarshal(data, &head); err != nil {
+		return nil, err
+	}
+	if head.Version > Version {
+		return nil, &versionError{head.Version}
+	}
+	if head.Version != Version || head.ID != id {
+		return nil, fmt.Errorf("it is of version %d and of sandbox %q", head.Version, head.ID)
+	}
+	var sandbox Sandbox
+	if err := json.Unmarshal(data, &sandbox); err != nil {
+		return nil, err
+	}
+	if slices.Contains(sandbox.Attachments, nil) {
+		return nil, errors.New("an attachment is null")
+	}
+	return &sandbox, nil
+}
+
+// setAside renames what cannot be read, so that it is neither lost nor in the way.
+func (s *Store) setAside(id string, cause error) error {
+	target := filepath.Join(s.dir, id+damagedSuffix)
+	for n := 2; ; n++ {
+		// link(2) and not rename(2): it never writes over an earlier one.
+		err := os.Link(s.path(id), target)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, fs.ErrExist) {
+			return errors.Join(fmt.Errorf("set damaged record aside: %w", err), cause)
+		}
+		target = filepath.Join(s.dir, fmt.Sprintf("%s%s.%d", id, damagedSuffix, n))
+	}
+	if err := remove(s.path(id)); err != nil {
+		return errors.Join(err, cause)
+	}
+	return &DamagedError{ID: id, Path: target, Err: cause}
+}
+
+// Save writes one record, whole or not at all.
+func (s *Store) Save(sandbox *Sandbox) error {
+	if err := checkID(sandbox.ID); err != nil {
+		return err
+	}
+	sandbox.Version = Version
+	data, err := json.Marshal(sandbox)
+	if err != nil {
+		return fmt.Errorf("encode record of sandbox %s: %w", sandbox.ID, err)
+	}
+	tmp := filepath.Join(s.dir, sandbox.ID+tmpSuffix)
+	if err := writeFile(tmp, data, sandbox.Durable); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, s.path(sandbox.ID)); err != nil {
+		return errors.Join(fmt.Errorf("write record: %w", err), remove(tmp))
+	}
+	if sandbox.Durable {
+		return s.syncDir()
+	}
+	return nil
+}
+
+func writeFile(path string, data []byte, durable bool) (err error) {
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("write record: %w", err)
+	}
+	defer func() {
+		if closeErr := file.Close(); closeErr != nil && err == nil {
+			err = fmt.Errorf("write record: %w", closeErr)
+		}
+		if err != nil {
+			err = errors.Join(err, remove(path))
+		}
+	}()
+	if _, err := file.Write(data); err != nil {
+		return fmt.Errorf("write record: %w", err)
+	}
+	if !durable {
+		return nil
+	}
+	if err := file.Sync(); err != nil {
+		return fmt.Errorf("write record to disk: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) syncDir() error {
+	dir, err := os.Open(s.dir)
+	if err != nil {
+		return fmt.Errorf("sync record directory: %w", err)
+	}
+	defer dir.Close() // opened for reading only: nothing to lose
+	if err := dir.Sync(); err != nil {
+		return fmt.Errorf("sync record directory: %w", err)
+	}
+	return nil
+}
+
+// Delete removes the record of a sandbox; one that is gone already is success.
+func (s *Store) Delete(id string, durable bool) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	if err := remove(s.path(id)); err != nil {
+		return err
+	}
+	if durable {
+		return s.syncDir()
+	}
+	return nil
+}
+
+// remove takes ENOENT as success: somebody was faster.
+func remove(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove record: %w", err)
+	}
+	return nil
+}
+
+// IDs lists the sandboxes that have a record, sorted.
+func (s *Store) IDs() ([]string, error) { return s.names(suffix) }
+
+func (s *Store) names(suffix string) ([]string, error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, fmt.Errorf("list records: %w", err)
+	}
+	var out []string
+	for _, entry := range entries {
+		if id, ok := strings.CutSuffix(entry.Name(), suffix); ok && entry.Type().IsRegular() && checkID(id) == nil {
+			out = append(out, id)
+		}
+	}
+	return out, nil
+}
+
+// List reads all records. Those that could not be read are in the error, each
+// by its own; the rest is there nevertheless.
+func (s *Store) List() ([]*Sandbox, error) {
+	ids, err := s.IDs()
+	if err != nil {
+		return nil, err
+	}
+	var out []*Sandbox
+	var errs []error
+	for _, id := range ids {
+		sandbox, err := s.Load(id)
+		if errors.Is(err, ErrNotFound) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		out = append(out, sandbox)
+	}
+	return out, errors.Join(errs...)
+}
+
+// Damaged lists the files that were set aside, oldest name first.
+func (s *Store) Damaged() ([]string, error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, fmt.Errorf("list records: %w", err)
+	}
+	var out []string
+	for _, entry := range entries {
+		if name := entry.Name(); strings.Contains(name, damagedSuffix) && !strings.HasSuffix(name, suffix) {
+			out = append(out, filepath.Join(s.dir, entry.Name()))
+		}
+	}
+	return out, nil
+}
+
+// BootID gives the id of the running boot.
+func BootID() (string, error) {
+	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("read boot id: %w", err)
+	}
+	return strings.TrimSpace(string(data)), nil
+}
