@@ -106,11 +106,11 @@ func (s *Store) collectOwned(owner types.UID) bool {
 			return err
 		})
 		if err != nil {
-			s.opt.Log.Error("deleting what an owner left behind", "ownerUID", owner, "error", err)
+			s.opt.Log.Error("deleting what an owner left behind", "ownerUid", owner, "error", err)
 			return true
 		}
 		for _, e := range deleted {
-			s.opt.Log.Info("ownerless object deleted", "kind", e.kind, "object", e.key.String(), "ownerUID", owner)
+			s.opt.Log.Info("ownerless object deleted", "kind", e.kind, "object", e.key.String(), "ownerUid", owner)
 		}
 	}
 	return true

@@ -121,7 +121,7 @@ func TestCloseEndsWatches(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatalf("Close: %v", err)
 	}
-	for range events { //nolint:revive // drains until closed, or the test times out
+	for range events { // drained until closed, or the test times out
 	}
 }
 

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Prints the Go benchmarks and the tables of ratios against the reference
+# plugins. Figures are of this machine; the ratios within one run are what counts.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+echo "== Go benchmarks"
+go test -run '^$' -bench . -benchmem ./... | grep -E '^(Benchmark|ok|FAIL|---|panic)' | grep -v 'no test files' || exit 1
+echo
+echo "== against the reference plugins"
+cd bench
+exec go test -count=1 -run '^$' -bench . -timeout 30m ./...

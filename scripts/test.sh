@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# Runs every test lane and says how long each took. A lane that cannot run
+# fails; with CI set, tests that would skip for want of root or a program fail.
+#
+#   scripts/test.sh [LANE...]      all lanes without arguments
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+lanes=(setup build lint race bench guest vm examples leaks)
+[ $# -eq 0 ] || lanes=("$@")
+
+setup() { scripts/setup.sh; }
+build() { make --no-print-directory build; }
+lint() { make --no-print-directory lint; }
+
+# Unit and netns: everything that needs no virtual machine.
+race() { go test -race -count=1 -timeout 20m ./...; }
+
+# The differential tests against the reference plugins live in a module of
+# their own, so that those are no dependency of weft.
+bench() { (cd bench && go test -count=1 -timeout 10m ./...); }
+
+guest() { guest/build.sh; }
+
+# Packages whose tests boot virtual machines look at WEFT_VM. QEMU's timing
+# is the point there: no race detector, one package at a time.
+vm() {
+	local packages
+	mapfile -t packages < <(grep -rl --include='*_test.go' WEFT_VM . | grep -v '^./examples/' | xargs -r -n1 dirname | sort -u)
+	[ ${#packages[@]} -gt 0 ] || { echo "no package has a VM test" && return 1; }
+	WEFT_VM=1 go test -count=1 -p 1 -timeout 25m "${packages[@]}"
+}
+
+# Each example file is a test: it is brought up and what it promises is tried.
+examples() { WEFT_VM=1 go test -count=1 -v -timeout 25m ./examples/...; }
+
+# What the host's own namespace has; the tests must leave all of it as it was.
+inventory() {
+	ip netns list | awk '{ print "namespace " $1 }'
+	ip -o link | awk -F': ' '{ sub(/@.*/, "", $2); print "link " $2 }'
+	nft list tables 2>/dev/null | sed 's/^/nft /'
+	pgrep -l 'qemu-system|weft|dhclient' | awk '{ print "process " $2 " " $1 }' || true
+}
+leaks() {
+	local left deadline=$((SECONDS + 15))
+	# A namespace's links go a moment after it.
+	while left=$(comm -13 "$before" <(inventory | sort)) && [ -n "$left" ]; do
+		if [ $SECONDS -ge $deadline ]; then
+			printf 'left behind:\n%s\n' "$left"
+			[ -z "${CI:-}" ] && echo "(not counted: without CI set others may use this machine)" && return 0
+			return 1
+		fi
+		read -r -t 0.2 <> <(:) || true
+	done
+	echo "nothing left behind"
+}
+
+before=$(mktemp)
+trap 'rm -f "$before"' EXIT
+summary=()
+began=$SECONDS
+for lane in "${lanes[@]}"; do
+	[ "$lane" != setup ] && [ ! -s "$before" ] && inventory | sort >"$before"
+	printf '\n=== lane %s\n' "$lane"
+	start=$SECONDS
+	# Not in an if: bash would then go on after errors inside the function.
+	set +e
+	(
+		set -e
+		"$lane"
+	)
+	status=$?
+	set -e
+	result=ok
+	[ $status -eq 0 ] || result=FAILED
+	summary+=("$(printf '%-10s %-7s %4d s' "$lane" "$result" $((SECONDS - start)))")
+	printf '=== lane %s: %s after %d s\n' "$lane" "$result" $((SECONDS - start))
+	# The rest cannot run without these.
+	[ $status -eq 0 ] || case $lane in setup | build) break ;; esac
+done
+
+printf '\n=== lanes, %d s in all\n' $((SECONDS - began))
+printf '%s\n' "${summary[@]}"
+! printf '%s\n' "${summary[@]}" | grep -q FAILED
