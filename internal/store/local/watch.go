@@ -18,7 +18,7 @@ import (
 
 const (
 	// historyBytes bounds the memory of past events beside their number.
-	historyBytes = 8 << 20
+	historyBytes = 4 << 20
 	// watchBatch is how many events one watch takes out of the history at once.
 	watchBatch = 32
 )
