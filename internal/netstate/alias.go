@@ -33,3 +33,17 @@ func GroupOf(alias string) uint32 {
 	h.Write([]byte(alias)) // never fails (hash.Hash)
 	return h.Sum32()&0x3fffffff | 0x40000000
 }
+
+// sharedOwner begins the owner of a shared link's mark; its name follows.
+const sharedOwner = "shared/"
+
+// SharedAlias gives the mark of a link of the host that attachments share.
+func SharedAlias(instance string, name IfName) string {
+	return Alias(instance, sharedOwner+string(name))
+}
+
+// ParseSharedOwner gives the name of the shared link an owner stands for.
+func ParseSharedOwner(owner string) (IfName, bool) {
+	name, ok := strings.CutPrefix(owner, sharedOwner)
+	return IfName(name), ok
+}

@@ -86,8 +86,14 @@ func (l Link) normalize(alias string) Link {
 	if l.Presence == "" {
 		l.Presence = Owned
 	}
-	if l.Presence != Existing && l.Alias == "" {
+	if l.Presence == Owned && l.Alias == "" {
 		l.Alias = alias
+	}
+	if l.Presence == Shared && l.Alias == "" {
+		// It outlives the attachment that made it, and so does not carry its mark.
+		if instance, _, ok := ParseAlias(alias); ok {
+			l.Alias = SharedAlias(instance, l.Name)
+		}
 	}
 	if l.Presence != Existing && l.Group == 0 && l.Alias != "" {
 		l.Group = GroupOf(l.Alias)

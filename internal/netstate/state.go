@@ -213,6 +213,8 @@ type Addr struct {
 	NoDAD bool
 	// Peer is the other side of a point-to-point address; zero: none.
 	Peer netip.Addr
+	// Settle waits until duplicate address detection has passed, IPv6 only.
+	Settle bool
 	// Shared is Presence of the address: shared ones (a bridge's gateway address)
 	// stay while any attachment claims them.
 	Shared bool
