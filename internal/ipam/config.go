@@ -103,7 +103,7 @@ var readers = map[string]func(input) (Config, error){
 func Parse(conf []byte, cniArgs string) (Config, error) {
 	var doc document
 	if err := json.Unmarshal(conf, &doc); err != nil {
-		return Config{}, decodeHint("", err)
+		return Config{}, hint.JSON("", err)
 	}
 	asked, err := readRequests(doc, cniArgs)
 	if err != nil {
@@ -112,17 +112,18 @@ func Parse(conf []byte, cniArgs string) (Config, error) {
 	keys := map[string]json.RawMessage{}
 	if len(doc.IPAM) > 0 && string(doc.IPAM) != "null" {
 		if err := json.Unmarshal(doc.IPAM, &keys); err != nil {
-			return Config{}, decodeHint("ipam", err)
+			return Config{}, hint.JSON("ipam", err)
 		}
 	}
 	var ipamType string
-	if raw, ok := find(keys, "type"); ok {
+	raw, hasType := find(keys, "type")
+	if hasType {
 		if err := json.Unmarshal(raw, &ipamType); err != nil {
-			return Config{}, decodeHint("ipam.type", err)
+			return Config{}, hint.JSON("ipam.type", err)
 		}
 	}
 	switch {
-	case ipamType == "" && len(keys) > 0:
+	case ipamType == "" && (len(keys) > 1 || len(keys) == 1 && !hasType):
 		return Config{}, &hint.Error{
 			Field: "ipam.type", Problem: "is missing", Remedy: "set it to one of " + strings.Join(types(), ", "),
 		}

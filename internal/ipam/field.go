@@ -30,7 +30,7 @@ func decode(in input, raw any, known []string) error {
 	for key := range in.keys {
 		if !slices.ContainsFunc(known, func(k string) bool { return strings.EqualFold(k, key) }) {
 			errs = append(errs, &hint.Error{
-				Field: "ipam." + key, Value: string(in.keys[key]), Problem: "is no key of this ipam type",
+				Field: "ipam." + key, Value: strings.Trim(string(in.keys[key]), `"`), Problem: "is no key of this ipam type",
 				Remedy: "remove it; the keys are " + strings.Join(known, ", "),
 			})
 		}
@@ -40,23 +40,9 @@ func decode(in input, raw any, known []string) error {
 		return errors.Join(errs...)
 	}
 	if err := json.Unmarshal(in.raw, raw); err != nil {
-		return decodeHint("ipam", err)
+		return hint.JSON("ipam", err)
 	}
 	return nil
-}
-
-// decodeHint makes a hint of an error of encoding/json.
-func decodeHint(field string, err error) error {
-	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		if wrong.Field != "" {
-			field = strings.Trim(field+"."+wrong.Field, ".")
-		}
-		return &hint.Error{
-			Field: field, Value: wrong.Value, Problem: "has the wrong JSON type",
-			Remedy: "write it as " + wrong.Type.String(), Err: err,
-		}
-	}
-	return &hint.Error{Field: field, Problem: "is not valid JSON", Remedy: "correct the JSON", Err: err}
 }
 
 // parseAddr reads one address in the form all ipam types take.

@@ -41,7 +41,7 @@ func (b rawBridge) portVLANs() (*netstate.PortVLANs, error) {
 	if b.VLAN == 0 && b.VLANTrunk == nil {
 		return nil, nil
 	}
-	vlans := &netstate.PortVLANs{PVID: uint16(b.VLAN)} //nolint:gosec // 0 to 4094, checked above
+	vlans := &netstate.PortVLANs{PVID: uint16(b.VLAN)} // 0 to 4094, checked above
 	if b.VLAN == 0 {
 		vlans.PVID = defaultVLAN
 	}
@@ -50,7 +50,7 @@ func (b rawBridge) portVLANs() (*netstate.PortVLANs, error) {
 	}
 	for id := range tagged {
 		if id != int(vlans.PVID) {
-			vlans.Tagged = append(vlans.Tagged, uint16(id)) //nolint:gosec // as above
+			vlans.Tagged = append(vlans.Tagged, uint16(id)) // as above
 		}
 	}
 	slices.Sort(vlans.Tagged)

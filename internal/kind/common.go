@@ -139,17 +139,10 @@ func unknownKeys(conf []byte, own []string) []string {
 }
 
 func decode(conf []byte, into any) error {
-	err := json.Unmarshal(conf, into)
-	if err == nil {
-		return nil
+	if err := json.Unmarshal(conf, into); err != nil {
+		return hint.JSON("", err)
 	}
-	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		return &hint.Error{
-			Field: wrong.Field, Value: wrong.Value, Problem: "has the wrong JSON type",
-			Remedy: "write it as " + wrong.Type.String(), Err: err,
-		}
-	}
-	return &hint.Error{Problem: "the network's config is not valid JSON", Remedy: "correct the JSON", Err: err}
+	return nil
 }
 
 // wantMAC is the MAC of the Pod's link: requested, else configured, else one
@@ -194,7 +187,7 @@ func digest(names ...string) [sha256.Size]byte {
 	return sha256.Sum256([]byte(strings.Join(names, "\x00")))
 }
 
-// mainAddresses plans the addresses of the Pod's link.
+// podAddrs plans the addresses of the Pod's link.
 func podAddrs(r Request, noDAD bool) []netstate.Addr {
 	var out []netstate.Addr
 	for _, a := range r.Addresses.Addresses {
@@ -225,7 +218,7 @@ func podRoutes(r Request, routes []ipam.Route) []netstate.Route {
 			n.Table = *route.Table
 		}
 		if route.Scope != nil {
-			n.Scope = uint8(*route.Scope) //nolint:gosec // 0 to 255, checked when parsed
+			n.Scope = uint8(*route.Scope) // 0 to 255, checked when parsed
 		}
 		if !slices.Contains(out, n) {
 			out = append(out, n)
