@@ -42,14 +42,14 @@ func (b *builder) masquerade(j job) (NICPlan, error) {
 	b.masqIn = j.iface.Network
 	var v4, v6 *side
 	if hasGlobal(j.link, is4) {
-		s, err := sideOf("pod.vmNetworkCIDR", j.iface.CIDR4, DefaultCIDR4, is4)
+		s, err := sideOf("pod.vmNetworkCIDR", j.iface.CIDR4, false)
 		if err != nil {
 			return NICPlan{}, err
 		}
 		v4 = &s
 	}
 	if hasGlobal(j.link, is6) && !b.req.NoIPv6 {
-		s, err := sideOf("pod.vmIPv6NetworkCIDR", j.iface.CIDR6, DefaultCIDR6, is6)
+		s, err := sideOf("pod.vmIPv6NetworkCIDR", j.iface.CIDR6, true)
 		if err != nil {
 			return NICPlan{}, err
 		}
@@ -133,24 +133,44 @@ func hasGlobal(link PodLink, family func(netip.Addr) bool) bool {
 	return false
 }
 
-// sideOf takes gateway and guest from a CIDR: its first and second host.
-func sideOf(field, text, standard string, family func(netip.Addr) bool) (side, error) {
+// CheckCIDR says what is wrong with the text of a network behind a masquerade
+// (vmNetworkCIDR, or vmIPv6NetworkCIDR if six), and what to do. Empty text is
+// right: it means the default.
+func CheckCIDR(text string, six bool) (problem, remedy string) {
 	if text == "" {
-		text = standard
+		return "", ""
+	}
+	family, standard := is4, DefaultCIDR4
+	if six {
+		family, standard = is6, DefaultCIDR6
 	}
 	prefix, err := netip.ParsePrefix(text)
-	if err != nil || !family(prefix.Addr()) {
-		return side{}, &hint.Error{
-			Field: "network." + field, Value: text, Problem: "is not a CIDR of this address family", Err: err,
-			Remedy: "write ADDRESS/LENGTH such as " + standard,
+	switch {
+	case err != nil:
+		return "is not a CIDR", "write ADDRESS/LENGTH such as " + standard
+	case !family(prefix.Addr()):
+		return "is of the other address family", "write ADDRESS/LENGTH such as " + standard
+	case prefix.Addr().BitLen()-prefix.Bits() < 2:
+		return "VM CIDR subnet is too small, at least 2 host addresses are required: " + text,
+			fmt.Sprintf("use a prefix of at most /%d, such as %s", prefix.Addr().BitLen()-2, standard)
+	}
+	return "", ""
+}
+
+// sideOf takes gateway and guest from a CIDR: its first and second host.
+func sideOf(field, text string, six bool) (side, error) {
+	if problem, remedy := CheckCIDR(text, six); problem != "" {
+		return side{}, &hint.Error{Field: "network." + field, Value: text, Problem: problem, Remedy: remedy}
+	}
+	if text == "" {
+		text = DefaultCIDR4
+		if six {
+			text = DefaultCIDR6
 		}
 	}
-	if prefix.Addr().BitLen()-prefix.Bits() < 2 {
-		return side{}, &hint.Error{
-			Field: "network." + field, Value: text,
-			Problem: "VM CIDR subnet is too small, at least 2 host addresses are required: " + text,
-			Remedy:  fmt.Sprintf("use a prefix of at most /%d, such as %s", prefix.Addr().BitLen()-2, standard),
-		}
+	prefix, err := netip.ParsePrefix(text)
+	if err != nil {
+		return side{}, fmt.Errorf("parse CIDR %s: %w", text, err)
 	}
 	gateway := prefix.Masked().Addr().Next()
 	return side{
