@@ -86,6 +86,9 @@ func parseAddr(data []byte) (Addr, error) {
 	return a, nil
 }
 
+// DADFailed says whether another machine was found to have the address.
+func (a Addr) DADFailed() bool { return a.Flags&unix.IFA_F_DADFAILED != 0 }
+
 // Route is one unicast route as the kernel tells it; Link is empty and Index set.
 type Route struct {
 	netstate.Route

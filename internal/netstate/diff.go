@@ -144,7 +144,7 @@ func (a Addr) kernel() string {
 
 func (d *differ) sysctls(side Side, have, want []Sysctl) {
 	for i, c := range want {
-		link, perLink := sysctlLink(c.Path)
+		link, perLink := SysctlLink(c.Path)
 		same := slices.Contains(have, c)
 		if !same || perLink && d.remade[end{side, link}] {
 			d.add(side, SetSysctl, i, "sysctl -w", c.String())
@@ -152,9 +152,9 @@ func (d *differ) sysctls(side Side, have, want []Sysctl) {
 	}
 }
 
-// sysctlLink gives the link a path is about: net/{ipv4,ipv6}/{conf,neigh}/LINK/KEY
+// SysctlLink gives the link a path is about: net/{ipv4,ipv6}/{conf,neigh}/LINK/KEY
 // and net/mpls/conf/LINK/KEY.
-func sysctlLink(path string) (IfName, bool) {
+func SysctlLink(path string) (IfName, bool) {
 	parts := strings.Split(path, "/")
 	if len(parts) != 5 || parts[0] != "net" || parts[2] != "conf" && parts[2] != "neigh" {
 		return "", false

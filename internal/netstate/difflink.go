@@ -126,7 +126,7 @@ func PeerFields(want *Plan, side Side, w Link) Fields {
 // upLater says whether something must be set before the link may come up.
 func (d *differ) upLater(side Side, w Link) bool {
 	return w.NoIPv6LinkLocal || slices.ContainsFunc(d.want.At(side).Sysctls, func(c Sysctl) bool {
-		link, ok := sysctlLink(c.Path)
+		link, ok := SysctlLink(c.Path)
 		return ok && link == w.Name
 	})
 }

@@ -1,0 +1,92 @@
+package dataplane
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os/exec"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/linux"
+	"github.com/weftnet/weft/internal/netstate"
+	"github.com/weftnet/weft/internal/nft"
+)
+
+// readTables lists the nftables tables of a namespace without running nft.
+func readTables(ns *linux.NS) ([]linux.Table, error) {
+	conn, err := linux.Dial(ns, unix.NETLINK_NETFILTER)
+	if errors.Is(err, unix.EPROTONOSUPPORT) {
+		return nil, nil // no netfilter, no tables
+	}
+	if err != nil {
+		return nil, err
+	}
+	tables, err := conn.Tables()
+	return tables, errors.Join(err, conn.Close())
+}
+
+// strangersTable refuses to replace a table that is not ours.
+func (o *observer) strangersTable(t linux.Table) error {
+	if !slices.ContainsFunc(o.want.Tables, func(w nft.Table) bool { return w.ID() == t.ID }) {
+		return nil
+	}
+	return &hint.Error{
+		Field: "table", Value: string(t.Family) + " " + t.Name, Problem: "exists and is not ours",
+		Remedy: fmt.Sprintf("rename it, or delete it if nothing needs it: nft delete table %s %s", t.Family, t.Name),
+	}
+}
+
+func (s *session) delTables(v *view, have *netstate.State, ops []netstate.Op) error {
+	var ids []nft.ID
+	for _, op := range ops {
+		ids = append(ids, have.Tables[op.Index].ID())
+	}
+	return s.script(v.ns, nft.Script(nil, ids...))
+}
+
+func (s *session) setTables(v *view, want *netstate.State, ops []netstate.Op) error {
+	var tables []nft.Table
+	for _, op := range ops {
+		tables = append(tables, want.Tables[op.Index])
+	}
+	return s.script(v.ns, nft.Script(tables))
+}
+
+// script runs one nft transaction inside a namespace. The program inherits the
+// namespace of the thread that starts it.
+func (s *session) script(ns *linux.NS, script string) error {
+	if err := s.step("nft"); err != nil {
+		return err
+	}
+	var stderr bytes.Buffer
+	cmd := exec.Command(s.d.nft, "-f", "-")
+	cmd.Stdin = strings.NewReader(script)
+	cmd.Stderr = &stderr
+	err := ns.Do(cmd.Start)
+	if errors.Is(err, exec.ErrNotFound) {
+		return &hint.Error{Field: "nft", Value: s.d.nft, Problem: "the program is not installed", Err: err, Remedy: "install the package nftables"}
+	}
+	if err != nil {
+		return fmt.Errorf("start nft: %w", err)
+	}
+	if err := cmd.Wait(); err != nil {
+		return nftError(err, stderr.String())
+	}
+	return nil
+}
+
+// nftError explains what nft said; the first line tells what and where.
+func nftError(err error, stderr string) error {
+	first, _, _ := strings.Cut(strings.TrimSpace(stderr), "\n")
+	if strings.Contains(stderr, "Operation not supported") || strings.Contains(stderr, "No such file or directory") {
+		return &hint.Error{
+			Field: "nft", Problem: "the kernel lacks something the rules need", Err: fmt.Errorf("%w: %s", err, first),
+			Remedy: "load the modules: modprobe -a nf_tables nft_chain_nat nft_masq nft_ct nf_tables_bridge",
+		}
+	}
+	return fmt.Errorf("run nft: %w: %s", err, first)
+}
