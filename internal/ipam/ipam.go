@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // Address is one address of an attachment.
@@ -51,6 +52,18 @@ type Result struct {
 	Addresses []Address
 	Routes    []Route
 	DNS       DNS
+}
+
+// ImplyGateways gives every address that has no gateway the first address of
+// its subnet as one (see Config.ImplyGateways).
+func (r Result) ImplyGateways() Result {
+	r.Addresses = slices.Clone(r.Addresses)
+	for i := range r.Addresses {
+		if !r.Addresses[i].Gateway.IsValid() {
+			r.Addresses[i].Gateway = firstHost(r.Addresses[i].Prefix)
+		}
+	}
+	return r
 }
 
 // Owner is who holds an address: an attachment, or a claim that outlives it.

@@ -120,6 +120,9 @@ func (c *bridgeConf) query() Query { return Query{Side: netstate.Host, Name: c.n
 
 // Plan attaches a veth pair to the bridge.
 func (c *bridgeConf) Plan(r Request) (Output, error) {
+	if c.raw.IsGateway {
+		r.Addresses = r.Addresses.ImplyGateways() // those of a foreign IPAM may lack them
+	}
 	there, exists := r.Facts.Links[c.query()]
 	if exists && there.Kind != netstate.KindBridge {
 		return Output{}, &hint.Error{
@@ -134,7 +137,7 @@ func (c *bridgeConf) Plan(r Request) (Output, error) {
 	p.mac, p.port = c.wantMAC(r), hostVeth(r)
 	p.bridge()
 	p.veth()
-	if c.ipam.Type != "" {
+	if c.layer3(r) {
 		p.addresses()
 		if err := p.gateway(); err != nil {
 			return Output{}, err
@@ -238,7 +241,11 @@ func (p *bridgePlan) portSettings() *netstate.Port {
 // without duplicate address detection unless enabledad says so.
 func (p *bridgePlan) addresses() {
 	r, pod := p.req, p.pod()
-	pod.Addrs = podAddrs(r, !p.conf.raw.EnableDAD)
+	detection := dadOff
+	if p.conf.raw.EnableDAD {
+		detection = dadWait
+	}
+	pod.Addrs = podAddrs(r, detection)
 	pod.Sysctls = append(pod.Sysctls, linkSysctl("ipv4", r.IfName, "arp_notify", "1"))
 	if !r.Facts.NoIPv6 {
 		if p.conf.raw.EnableDAD {
@@ -249,7 +256,6 @@ func (p *bridgePlan) addresses() {
 		}
 	}
 	pod.Sysctls = append(pod.Sysctls, podIPv6Sysctls(r)...)
-	p.out.WaitDAD = p.conf.raw.EnableDAD && hasIPv6(r)
 	p.routes = slices.Clone(r.Addresses.Routes)
 	if p.conf.raw.IsDefaultGateway {
 		p.defaultRoutes()
@@ -386,9 +392,6 @@ func (p *bridgePlan) result() {
 		if l.Name == p.vlanLink() {
 			p.out.Result.Interfaces = append(p.out.Result.Interfaces, Interface{Side: netstate.Host, Name: l.Name, MAC: l.MAC})
 		}
-	}
-	if p.conf.ipam.Type == "" {
-		p.out.Result.IPs, p.out.Result.Routes = nil, nil
 	}
 }
 

@@ -187,16 +187,29 @@ func digest(names ...string) [sha256.Size]byte {
 	return sha256.Sum256([]byte(strings.Join(names, "\x00")))
 }
 
+// dad says what is done about duplicate address detection of IPv6 addresses.
+type dad int
+
+const (
+	dadOff  dad = iota
+	dadWait     // it runs, and the attachment waits for the outcome
+	dadUse      // it runs while the address is used (RFC 4429)
+)
+
 // podAddrs plans the addresses of the Pod's link.
-func podAddrs(r Request, noDAD bool) []netstate.Addr {
+func podAddrs(r Request, detection dad) []netstate.Addr {
 	var out []netstate.Addr
 	for _, a := range r.Addresses.Addresses {
+		is6 := a.Prefix.Addr().Is6()
 		out = append(out, netstate.Addr{
-			Link: r.IfName, Prefix: a.Prefix, NoDAD: noDAD && a.Prefix.Addr().Is6(),
+			Link: r.IfName, Prefix: a.Prefix, NoDAD: is6 && detection == dadOff, Settle: is6 && detection == dadWait,
 		})
 	}
 	return out
 }
+
+// layer3 says whether the link is to have addresses.
+func (p parsed) layer3(r Request) bool { return p.ipam.Type != "" || len(r.Addresses.Addresses) > 0 }
 
 // podRoutes plans the routes of the Pod's link: one without a next hop goes
 // by the gateway of the first address of its family, if that has one.

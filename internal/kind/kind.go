@@ -113,7 +113,8 @@ type Request struct {
 	MAC netstate.MAC
 	// MTU in bytes, if set, goes before the config's.
 	MTU int
-	// Addresses is what was allocated; zero on a network without IPAM.
+	// Addresses is what was allocated, by IPAM() or by a foreign plugin; zero on
+	// a network without IPAM.
 	Addresses ipam.Result
 	Facts     Facts
 }
@@ -128,9 +129,6 @@ type Output struct {
 	// Masquerade lists subnets whose traffic to the outside takes the host's
 	// address. The caller keeps one table for all (MasqueradeTable).
 	Masquerade []netip.Prefix
-	// WaitDAD says that the answer must wait until no address of the plan is
-	// tentative. Waiting once for several attachments is enough.
-	WaitDAD bool
 }
 
 // Result is what a CNI result is made of.

@@ -93,7 +93,7 @@ func (c *macvlanConf) Plan(r Request) (Output, error) {
 	var out Output
 	out.Plan.Pod.Links = []netstate.Link{link}
 	out.Result = Result{Interfaces: []Interface{{Side: netstate.Pod, Name: r.IfName, MAC: mac}}, DNS: c.resultDNS(r)}
-	if c.ipam.Type != "" {
+	if c.layer3(r) {
 		c.addresses(r, &out)
 	}
 	return out, nil
@@ -104,18 +104,21 @@ func (c *macvlanConf) Plan(r Request) (Output, error) {
 // used meanwhile (RFC 4429) instead of waiting for the outcome.
 func (c *macvlanConf) addresses(r Request, out *Output) {
 	pod := &out.Plan.Pod
-	pod.Addrs = podAddrs(r, false)
+	detection := dadWait
+	if r.Facts.OptimisticDAD {
+		detection = dadUse
+	}
+	pod.Addrs = podAddrs(r, detection)
 	pod.Routes = podRoutes(r, r.Addresses.Routes)
 	pod.Sysctls = []netstate.Sysctl{linkSysctl("ipv4", r.IfName, "arp_notify", "1")}
 	if !r.Facts.NoIPv6 {
 		pod.Sysctls = append(pod.Sysctls, linkSysctl("ipv6", r.IfName, "ndisc_notify", "1"))
 	}
-	if hasIPv6(r) && r.Facts.OptimisticDAD {
+	if hasIPv6(r) && detection == dadUse {
 		pod.Sysctls = append(pod.Sysctls,
 			linkSysctl("ipv6", r.IfName, "optimistic_dad", "1"), linkSysctl("ipv6", r.IfName, "use_optimistic", "1"))
 	}
 	pod.Sysctls = append(pod.Sysctls, podIPv6Sysctls(r)...)
-	out.WaitDAD = hasIPv6(r) && !r.Facts.OptimisticDAD
 	out.Result.IPs = resultIPs(r, 0)
 	out.Result.Routes = append([]ipam.Route(nil), r.Addresses.Routes...)
 }

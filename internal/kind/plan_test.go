@@ -70,14 +70,21 @@ func pluginType(conf string) string {
 func text(out kind.Output, warnings []string) string {
 	var b strings.Builder
 	b.WriteString(out.Plan.String())
+	for _, l := range out.Plan.Host.Links {
+		if l.Port != nil && l.Port.VLANs != nil {
+			fmt.Fprintf(&b, "vlans of %s: pvid %d untagged %v tagged %v\n", l.Name, l.Port.VLANs.PVID, l.Port.VLANs.Untagged, l.Port.VLANs.Tagged)
+		}
+	}
+	for _, a := range out.Plan.Pod.Addrs {
+		if a.Settle {
+			fmt.Fprintln(&b, "settle", a.Prefix)
+		}
+	}
 	for _, a := range out.Remove {
 		fmt.Fprintln(&b, "remove", a)
 	}
 	for _, s := range out.Masquerade {
 		fmt.Fprintln(&b, "masquerade", s)
-	}
-	if out.WaitDAD {
-		fmt.Fprintln(&b, "wait for duplicate address detection")
 	}
 	for i, l := range out.Result.Interfaces {
 		fmt.Fprintf(&b, "result interface %d %s %s %s\n", i, l.Side, l.Name, l.MAC)
