@@ -1,0 +1,9 @@
+// Package bench holds weft's native network kinds against the reference CNI
+// plugins: the same config given to both must make the same links, addresses,
+// routes and CNI result (TestSameAsReference), and weft must be faster by the
+// factors it promises (TestBars, BenchmarkAttach).
+//
+// The reference plugins are built by `go install` at one pinned version, with
+// the dependencies they pin themselves, and kept in the cache directory; they
+// are no dependency of weft.
+package bench
