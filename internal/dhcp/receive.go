@@ -181,16 +181,12 @@ func (s *Server) handleSolicitation(conn *frame.Conn, v *served, p frame.Packet)
 		Time: time.Now(), Client: netstate.MAC(p.SrcMAC.String()),
 		Exchange: Exchange{Protocol: RA, Request: "SOLICITATION", Answer: string(how)},
 	}
-	if how == ra.Skip {
-		t.Answer, t.Reason = "", "answered just now"
-	}
 	s.record(t)
 	switch how {
 	case ra.Unicast:
 		s.send(conn, s.advertisementFrame(v, v.advertisement, asker, p.SrcMAC))
 	case ra.Multicast:
 		s.wake()
-	case ra.Skip:
 	}
 }
 

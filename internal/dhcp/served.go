@@ -35,7 +35,7 @@ func Problems(s vmnet.Serve) error {
 
 // check derives what serving needs; the error says that s cannot be served.
 func check(s vmnet.Serve) (*served, error) {
-	v := &served{Serve: s}
+	v := &served{Serve: detach(s)}
 	var errs []error
 	bad := func(field, value, problem string) {
 		errs = append(errs, &hint.Error{
@@ -68,6 +68,24 @@ func check(s vmnet.Serve) (*served, error) {
 		return nil, errors.Join(errs...)
 	}
 	return v, v.derive()
+}
+
+// detach copies what s points to, so that the caller may change it and pass it
+// again.
+func detach(s vmnet.Serve) vmnet.Serve {
+	if s.Lease4 != nil {
+		lease := *s.Lease4
+		s.Lease4 = &lease
+	}
+	if s.Lease6 != nil {
+		lease := *s.Lease6
+		s.Lease6 = &lease
+	}
+	if s.RA != nil {
+		advertised := *s.RA
+		s.RA = &advertised
+	}
+	return s
 }
 
 func (v *served) derive() error {

@@ -68,6 +68,7 @@ func exchange4(t testing.TB, g *guest, b []byte) *dhcpv4.DHCPv4 {
 }
 
 func TestServerOnTAP(t *testing.T) {
+	t.Parallel()
 	w := newWire(t)
 	events := make(chan Event, 10)
 	s, _ := start(t, Config{Netns: w.pod.path, Serve: serveAll(), OnEvent: func(e Event) { events <- e }})
@@ -203,6 +204,7 @@ func TestServerIsDeafToTheLAN(t *testing.T) {
 }
 
 func TestServerAnswersARP(t *testing.T) {
+	t.Parallel()
 	w := newWire(t)
 	serve := serveAll()
 	lease := bridgeLease()
@@ -236,6 +238,7 @@ func TestServerAnswersARP(t *testing.T) {
 }
 
 func TestServerDeviceMadeAnew(t *testing.T) {
+	t.Parallel()
 	w := newWire(t)
 	s, _ := start(t, Config{Netns: w.pod.path, Serve: serveAll()})
 	waitReady(t, s)
@@ -268,6 +271,7 @@ func TestServerDeviceMadeAnew(t *testing.T) {
 }
 
 func TestServerUpdate(t *testing.T) {
+	t.Parallel()
 	w := newWire(t)
 	serve := serveAll()
 	s, _ := start(t, Config{Netns: w.pod.path, Serve: serve})
@@ -340,6 +344,7 @@ func TestServerClose(t *testing.T) {
 }
 
 func TestServerNamespaceGone(t *testing.T) {
+	t.Parallel()
 	pod, host := newNS(t, "pod"), newNS(t, "host")
 	pod.ip(t, "link", "add", "tap0", "type", "veth", "peer", "name", "peer0", "netns", host.name)
 	pod.ip(t, "link", "set", "tap0", "up")
@@ -377,6 +382,7 @@ func TestServerNamespaceReplaced(t *testing.T) {
 }
 
 func TestServerWaitsForDevice(t *testing.T) {
+	t.Parallel()
 	pod := newNS(t, "pod")
 	s, _ := start(t, Config{Netns: pod.path, Serve: serveAll()})
 	pod.ip(t, "tuntap", "add", "dev", "tap0", "mode", "tap")
@@ -389,6 +395,7 @@ func TestServerWaitsForDevice(t *testing.T) {
 }
 
 func TestServerFlood(t *testing.T) {
+	t.Parallel()
 	w := newWire(t)
 	s, _ := start(t, Config{Netns: w.pod.path, Serve: serveAll()})
 	waitReady(t, s)

@@ -18,9 +18,6 @@ const (
 	// between MinRtrAdvInterval 200 s and MaxRtrAdvInterval 600 s the shortest, as
 	// there is one listener and a lost one costs us nothing.
 	Interval = 200 * time.Second
-	// unicastGap bounds direct answers, so that a guest that floods us with
-	// solicitations costs ten frames a second.
-	unicastGap = 100 * time.Millisecond
 )
 
 // Answer is how a solicitation is met.
@@ -28,7 +25,9 @@ type Answer string
 
 // Answers to a solicitation.
 const (
-	// Unicast: at once, to the asker alone. RFC 4861 section 6.2.6 delays answers
+	// Unicast: at once, to the asker alone, as often as it asks: a guest's kernel
+	// and its network manager both do, within milliseconds, and who is not
+	// answered tries again only after 4 s. RFC 4861 section 6.2.6 delays answers
 	// by up to half a second so that the routers of a shared link do not answer
 	// all at once; on a TAP there is one router and one host, and the delay would
 	// only add to every boot.
@@ -36,8 +35,6 @@ const (
 	// Multicast: with the next multicast advertisement, now due as early as the
 	// rate limit allows. For askers that have no address yet.
 	Multicast Answer = "multicast"
-	// Skip: the asker was answered just now.
-	Skip Answer = "skip"
 )
 
 // Schedule decides when multicast advertisements are due. The zero value is
@@ -46,18 +43,14 @@ type Schedule struct {
 	// Next is when the next multicast advertisement is due.
 	Next time.Time
 
-	lastMulticast, lastUnicast time.Time
-	sent                       int
+	lastMulticast time.Time
+	sent          int
 }
 
 // Solicited takes note of a valid solicitation at now; hasAddress tells whether
 // it came from an address that can be answered.
 func (s *Schedule) Solicited(now time.Time, hasAddress bool) Answer {
 	if hasAddress {
-		if now.Sub(s.lastUnicast) < unicastGap {
-			return Skip
-		}
-		s.lastUnicast = now
 		return Unicast
 	}
 	s.hasten(now)
