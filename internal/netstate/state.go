@@ -242,6 +242,9 @@ type Route struct {
 	// IfAbsent leaves another route to the same destination, with the same table
 	// and metric, as it is: the first one wins, as the reference plugins do it.
 	IfAbsent bool
+	// Local makes the route's destination this host (`ip route add local`). It is
+	// how ::1 can arrive over a link: IPv6 has no route_localnet.
+	Local bool
 }
 
 // Rule is one policy routing rule, as `ip rule`. Ours carry RouteProtocol.

@@ -171,6 +171,9 @@ func (a Addr) String() string {
 // String gives the route as the arguments of `ip route add`.
 func (r Route) String() string {
 	var w words
+	if r.Local {
+		w.add("local")
+	}
 	w.add(r.dst())
 	w.addr("via", r.Via)
 	w.add("dev", string(r.Link))

@@ -71,9 +71,11 @@ func Build(req Request) (Plan, error) {
 	for _, nic := range b.plan.NICs {
 		b.plan.State.Links = append(b.plan.State.Links, nic.State.Links...)
 		b.plan.State.Addrs = append(b.plan.State.Addrs, nic.State.Addrs...)
+		b.plan.State.Routes = append(b.plan.State.Routes, nic.State.Routes...)
 		b.plan.State.FDB = append(b.plan.State.FDB, nic.State.FDB...)
 		b.plan.State.Sysctls = append(b.plan.State.Sysctls, nic.State.Sysctls...)
 	}
+	b.plan.State.Sysctls = append(b.plan.State.Sysctls, b.bridgeNetfilter()...)
 	b.plan.State.Tables = b.rules.tables()
 	return b.plan, nil
 }
@@ -206,6 +208,21 @@ func (b *builder) noIPv6(links ...netstate.IfName) []netstate.Sysctl {
 	var sysctls []netstate.Sysctl
 	for _, link := range links {
 		sysctls = append(sysctls, conf("ipv6", link, "disable_ipv6", 1))
+	}
+	return sysctls
+}
+
+// bridgeNetfilter keeps bridged frames out of the IP hooks, where br_netfilter
+// sends them by default: they would be tracked for nothing, and an answer to the
+// Pod's ::1 would be translated on the bridge already, after which IPv6 drops a
+// loopback address coming from a link.
+func (b *builder) bridgeNetfilter() []netstate.Sysctl {
+	if !b.req.BridgeNetfilter || len(b.plan.NICs) == 0 {
+		return nil
+	}
+	sysctls := []netstate.Sysctl{{Path: "net/bridge/bridge-nf-call-arptables", Value: "0"}, {Path: "net/bridge/bridge-nf-call-iptables", Value: "0"}}
+	if !b.req.NoIPv6 {
+		sysctls = append(sysctls, netstate.Sysctl{Path: "net/bridge/bridge-nf-call-ip6tables", Value: "0"})
 	}
 	return sysctls
 }

@@ -109,6 +109,10 @@ func cases() map[string]vmnet.Request {
 		Nameservers: []netip.Addr{netip.MustParseAddr("127.0.0.53"), netip.MustParseAddr("fe80::1%eth0")},
 		Search:      []string{"default.svc.cluster.local", "SVC.cluster.local.", "10.0.0.1", ".", "bad domain", "DHCP"},
 	}
+	withNetfilter := request(masq(), eth0())
+	withNetfilter.BridgeNetfilter = true
+	noIPv6 := request(append(masq(), bridged("lan")...), eth0(), secondary("lan", netstate.KindVeth, "192.168.1.5/24", "2001:db8:1::5/64"))
+	noIPv6.NoIPv6, noIPv6.BridgeNetfilter = true, true
 	single := false
 	oneQueue := request(masq(), only4)
 	oneQueue.VM.MultiQueue, oneQueue.VM.VCPUs = &single, 4
@@ -135,20 +139,22 @@ func cases() map[string]vmnet.Request {
 	absent := append(four[:3:3], vmnet.Interface{Network: "n6", Binding: vmnet.Bridge, State: vmnet.Absent})
 
 	return map[string]vmnet.Request{
-		"masquerade-v4":       request(masq(), only4),
-		"masquerade-dual":     request(masq(), eth0()),
-		"masquerade-ports":    request(ports, eth0()),
-		"masquerade-options":  options,
-		"masquerade-noqueues": oneQueue,
-		"masquerade-noaddr":   request(masq(), vmnet.PodLink{Name: "eth0", MAC: "0a:58:0a:58:00:07", MTU: 1500}),
-		"bridge-veth":         request(bridged("lan"), veth),
-		"bridge-macvlan":      request(bridged("lan"), mac),
-		"bridge-dual":         request(bridged("lan"), dual),
-		"bridge-noipam":       request(bridged("lan"), secondary("lan", netstate.KindVeth)),
-		"bridge-other-mac":    otherMAC,
-		"bridge-down":         request(bridged("lan", func(i *vmnet.Interface) { i.State = vmnet.Down }), mac),
-		"four-nics":           request(four, eth0(), n3, n4, n6),
-		"absent":              request(absent, eth0(), n3, n4, n6),
+		"masquerade-v4":           request(masq(), only4),
+		"masquerade-dual":         request(masq(), eth0()),
+		"masquerade-ports":        request(ports, eth0()),
+		"masquerade-options":      options,
+		"masquerade-noqueues":     oneQueue,
+		"masquerade-br-netfilter": withNetfilter,
+		"no-ipv6":                 noIPv6,
+		"masquerade-noaddr":       request(masq(), vmnet.PodLink{Name: "eth0", MAC: "0a:58:0a:58:00:07", MTU: 1500}),
+		"bridge-veth":             request(bridged("lan"), veth),
+		"bridge-macvlan":          request(bridged("lan"), mac),
+		"bridge-dual":             request(bridged("lan"), dual),
+		"bridge-noipam":           request(bridged("lan"), secondary("lan", netstate.KindVeth)),
+		"bridge-other-mac":        otherMAC,
+		"bridge-down":             request(bridged("lan", func(i *vmnet.Interface) { i.State = vmnet.Down }), mac),
+		"four-nics":               request(four, eth0(), n3, n4, n6),
+		"absent":                  request(absent, eth0(), n3, n4, n6),
 	}
 }
 

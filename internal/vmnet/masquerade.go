@@ -97,6 +97,9 @@ func (b *builder) masquerade6(j job, state *netstate.State, serve *Serve, v6 sid
 		// The guest's default route points here; given by hand, because the kernel
 		// would make it only once the bridge has a carrier.
 		netstate.Addr{Link: j.bridge, Prefix: netip.PrefixFrom(serverLL, 64), NoDAD: true})
+	// The guest's answers to the Pod's ::1 come back over the bridge, and the kernel
+	// looks for ::1 among the routes of that link alone.
+	state.Routes = append(state.Routes, netstate.Route{Dst: netip.PrefixFrom(netip.IPv6Loopback(), 128), Link: j.bridge, Table: tableLocal, Local: true})
 	state.Sysctls = append(state.Sysctls,
 		// Some runtimes make Pods with IPv6 off on every new link.
 		conf("ipv6", j.bridge, "disable_ipv6", 0),
@@ -113,6 +116,9 @@ func (b *builder) masquerade6(j job, state *netstate.State, serve *Serve, v6 sid
 		DNS:      dns.servers6, Search: dns.search, Lifetime: LeaseLifetime,
 	}
 }
+
+// tableLocal is RT_TABLE_LOCAL, include/uapi/linux/rtnetlink.h.
+const tableLocal = 255
 
 func learntByRA(routes []netstate.Route) bool {
 	const protocolRA = 9 // RTPROT_RA, include/uapi/linux/rtnetlink.h

@@ -70,7 +70,7 @@ func linkNames(link netstate.IfName, primary bool) (bridge, tap netstate.IfName,
 	for _, c := range []byte(link) {
 		if !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.@:", rune(c)) {
 			return "", "", &hint.Error{
-				Field: "interface name", Value: string(link), Problem: "contains a character weft does not use in rules",
+				Value: string(link), Problem: "the name of its link in the Pod contains a character weft does not use in rules",
 				Remedy: "name it with letters, digits, '-', '_', '.', '@' and ':' only",
 			}
 		}
@@ -78,7 +78,7 @@ func linkNames(link netstate.IfName, primary bool) (bridge, tap netstate.IfName,
 	bridge, tap = BridgeName(link), TAPName(link, primary)
 	if link == "" || len(link) > maxIfName || len(bridge) > maxIfName {
 		return "", "", &hint.Error{
-			Field: "interface name", Value: string(link), Problem: "leaves no room for the names of the VM's bridge and TAP (15 bytes)",
+			Value: string(link), Problem: "the name of its link in the Pod leaves no room for the names of the VM's bridge and TAP (15 bytes)",
 			Remedy: "use a name of 1 to 11 bytes, or none: weft then names the link itself",
 		}
 	}

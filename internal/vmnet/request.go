@@ -28,6 +28,9 @@ type Request struct {
 	KeepPorts []uint16
 	// NoIPv6 says that the kernel has no IPv6 (no /proc/sys/net/ipv6).
 	NoIPv6 bool
+	// BridgeNetfilter says that the kernel has br_netfilter
+	// (/proc/sys/net/bridge/bridge-nf-call-iptables is there).
+	BridgeNetfilter bool
 }
 
 // VM is what the planner needs of a virtual machine.

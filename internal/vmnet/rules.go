@@ -123,7 +123,7 @@ func (r *ruleset) masquerade(j job, v4, v6 *side, keep []uint16) {
 		r.output = append(r.output, nft.Rule(fmt.Sprintf("%s daddr %s counter jump inbound", f.word, f.local)))
 		r.postrouting = append(r.postrouting,
 			nft.Rule(fmt.Sprintf("oifname %q %s saddr %s counter snat %s to %s", j.bridge, f.word, f.local, f.word, f.side.gateway.Addr())),
-			nft.Rule(fmt.Sprintf("oifname != %q %s saddr %s counter masquerade", j.bridge, f.word, f.side.guest.Masked())))
+			nft.Rule(fmt.Sprintf("oifname %q %s saddr %s counter masquerade", j.link.Name, f.word, f.side.guest.Masked())))
 	}
 	r.forward = append(r.forward, nft.Rule(fmt.Sprintf("oifname %q ct state new ct status & dnat == 0 counter drop", j.bridge)))
 }
