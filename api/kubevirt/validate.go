@@ -126,11 +126,18 @@ func elsewhere(s *v1.VolumeSource) string {
 		set  bool
 		name string
 	}{
-		{s.PersistentVolumeClaim != nil, "persistentVolumeClaim"}, {s.DataVolume != nil, "dataVolume"},
-		{s.Ephemeral != nil, "ephemeral"}, {s.CloudInitConfigDrive != nil, "cloudInitConfigDrive"},
-		{s.Sysprep != nil, "sysprep"}, {s.ConfigMap != nil, "configMap"}, {s.Secret != nil, "secret"},
-		{s.DownwardAPI != nil, "downwardAPI"}, {s.ServiceAccount != nil, "serviceAccount"},
-		{s.DownwardMetrics != nil, "downwardMetrics"}, {s.MemoryDump != nil, "memoryDump"}, {s.ContainerPath != nil, "containerPath"},
+		{s.PersistentVolumeClaim != nil, "persistentVolumeClaim"},
+		{s.DataVolume != nil, "dataVolume"},
+		{s.Ephemeral != nil, "ephemeral"},
+		{s.CloudInitConfigDrive != nil, "cloudInitConfigDrive"},
+		{s.Sysprep != nil, "sysprep"},
+		{s.ConfigMap != nil, "configMap"},
+		{s.Secret != nil, "secret"},
+		{s.DownwardAPI != nil, "downwardAPI"},
+		{s.ServiceAccount != nil, "serviceAccount"},
+		{s.DownwardMetrics != nil, "downwardMetrics"},
+		{s.MemoryDump != nil, "memoryDump"},
+		{s.ContainerPath != nil, "containerPath"},
 	} {
 		if row.set {
 			return row.name

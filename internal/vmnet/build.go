@@ -37,6 +37,9 @@ const RouterLifetime = 65535 * time.Second
 // give a guest of that size nothing.
 const maxQueues = 8
 
+// maxSlot bounds the slots a plan may name: the PCI buses of a machine.
+const maxSlot = 255
+
 // Virtio is the default model, the only one with queues and host_mtu.
 const Virtio = "virtio"
 
@@ -142,6 +145,12 @@ func (b *builder) prepare(iface Interface) (job, error) {
 	if !ok {
 		return job{}, errors.New("no identity (MAC, slot) was assigned to it")
 	}
+	if id.Slot < 0 || id.Slot > maxSlot {
+		return job{}, fmt.Errorf("slot %d of its identity is not between 0 and %d", id.Slot, maxSlot)
+	}
+	if err := checkPorts(iface.Ports); err != nil {
+		return job{}, err
+	}
 	bridge, tap, err := linkNames(link.Name, iface.Primary)
 	if err != nil {
 		return job{}, err
@@ -164,6 +173,20 @@ func (b *builder) prepare(iface Interface) (job, error) {
 		j.queues = max(1, min(b.req.VM.VCPUs, maxQueues))
 	}
 	return j, nil
+}
+
+// checkPorts refuses what would become another rule than meant: plans are read
+// from Pods too, where anybody may write them.
+func checkPorts(ports []PortRange) error {
+	for i, p := range ports {
+		if p.Protocol != "" && p.Protocol != "tcp" && p.Protocol != "udp" || p.First == 0 || p.Last < p.First {
+			return &hint.Error{
+				Field: fmt.Sprintf("ports[%d]", i), Value: fmt.Sprintf("%s %d-%d", p.Protocol, p.First, p.Last),
+				Problem: "is not a range of tcp or udp ports", Remedy: "write tcp or udp and ports from 1 to 65535",
+			}
+		}
+	}
+	return nil
 }
 
 // facts is what the machine is told of j.

@@ -21,6 +21,11 @@ func TestRefusals(t *testing.T) {
 	long, quote := secondary("a", netstate.KindVeth), secondary("a", netstate.KindVeth)
 	long.Name, quote.Name = "twelve-bytes", `a"b`
 	small := masq(func(i *vmnet.Interface) { i.CIDR4 = "10.0.0.0/31" })
+	portAs := func(p vmnet.PortRange) vmnet.Request {
+		return request(masq(func(i *vmnet.Interface) { i.Ports = []vmnet.PortRange{{Protocol: "udp", First: 1, Last: 1}, p} }), eth0())
+	}
+	farSlot := request(masq(), eth0())
+	farSlot.Identities["default"] = vmnet.Identity{MAC: "0a:00:00:00:00:01", Slot: 256}
 	noLink := request(masq(), eth0())
 	noLink.Links = nil
 	noIdentity := request(masq(), eth0())
@@ -35,6 +40,10 @@ func TestRefusals(t *testing.T) {
 		{"long link name", "spec.domain.devices.interfaces[0]", "leaves no room", request(bridged("a"), long)},
 		{"quote in link name", "spec.domain.devices.interfaces[0]", "contains a character weft", request(bridged("a"), quote)},
 		{"binding", "spec.domain.devices.interfaces[0].binding", "is not a binding weft wires", request(bridged("a", func(i *vmnet.Interface) { i.Binding = "slirp" }), net1)},
+		{"port protocol", "spec.domain.devices.interfaces[0].ports[1]", "is not a range", portAs(vmnet.PortRange{Protocol: "sctp", First: 1, Last: 1})},
+		{"port zero", "spec.domain.devices.interfaces[0].ports[1]", "is not a range", portAs(vmnet.PortRange{Protocol: "tcp"})},
+		{"ports reversed", "spec.domain.devices.interfaces[0].ports[1]", "is not a range", portAs(vmnet.PortRange{Protocol: "tcp", First: 2, Last: 1})},
+		{"slot", "", "slot 256 of its identity", farSlot},
 		{"no link", "", "attach the network first", noLink},
 		{"no identity", "", "no identity", noIdentity},
 	}
@@ -100,8 +109,10 @@ func TestNames(t *testing.T) {
 		primary     bool
 		bridge, tap netstate.IfName
 	}{
-		{"eth0", true, "k6t-eth0", "tap0"}, {"net12", false, "k6t-net12", "tap12"},
-		{"podb1f51a511f1", false, "k6t-b1f51a511f1", "tapb1f51a511f1"}, {"ovn-udn1", true, "k6t-ovn-udn1", "tap0"},
+		{"eth0", true, "k6t-eth0", "tap0"},
+		{"net12", false, "k6t-net12", "tap12"},
+		{"podb1f51a511f1", false, "k6t-b1f51a511f1", "tapb1f51a511f1"},
+		{"ovn-udn1", true, "k6t-ovn-udn1", "tap0"},
 	} {
 		if b, tap := vmnet.BridgeName(tt.link), vmnet.TAPName(tt.link, tt.primary); b != tt.bridge || tap != tt.tap {
 			t.Errorf("%s: got %s, %s", tt.link, b, tap)

@@ -80,7 +80,7 @@ type Lease4 struct {
 // Lease6 is what DHCPv6 tells the guest of one NIC.
 type Lease6 struct {
 	// MAC is the only client answered; empty: whoever asks on this TAP.
-	MAC  netstate.MAC
+	MAC      netstate.MAC
 	Addr     netip.Addr
 	DNS      []netip.Addr
 	Search   []string
