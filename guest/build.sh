@@ -127,6 +127,7 @@ modules() {
 	rm "$list.files"
 }
 modules base virtio_pci virtio_net virtio_console virtio_blk button evdev
+modules rng virtio-rng
 modules scsi virtio_scsi sd_mod sr_mod
 modules iso isofs
 
@@ -148,6 +149,7 @@ done
 find "$root" -exec touch -h -d @0 {} +
 (cd "$root" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --reproducible --quiet) | gzip -n -6 >"$cache/initrd.tmp"
 mv "$cache/initrd.tmp" "$cache/initrd"
+ln -sf "kernel/boot/vmlinuz-$version" "$cache/vmlinuz"
 "$cache/mkimage" -o "$archive" "$image" "/boot/vmlinuz=$cache/kernel/boot/vmlinuz-$version" "/boot/initrd=$cache/initrd"
 echo "$stamp" >"$cache/stamp"
 say "built $image, kernel $version, initrd $(du -k "$cache/initrd" | cut -f1) KiB"

@@ -35,6 +35,8 @@ type Client struct {
 	// Apply is called with each lease, new or renewed, and with nil when the
 	// lease is lost.
 	Apply func(*Lease) error
+	// Report is told why a try failed; the client goes on. May be nil.
+	Report func(error)
 	// Renew makes the client ask again before its time, as after a change of
 	// carrier. May be nil.
 	Renew <-chan struct{}
@@ -59,6 +61,7 @@ func (c *Client) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		lease, err := c.acquire(ctx)
 		if err != nil {
+			c.report(err)
 			wait(ctx, backoff, nil)
 			backoff = min(2*backoff, maxBackoff)
 			continue
@@ -116,7 +119,14 @@ func (c *Client) keep(ctx context.Context, lease *Lease) error {
 		if expired || errors.Is(err, errNoAddress) || (err == nil && renewed.Addr != lease.Addr) {
 			return c.Apply(nil)
 		}
+		c.report(err)
 		wait(ctx, retransmit, nil)
+	}
+}
+
+func (c *Client) report(err error) {
+	if c.Report != nil {
+		c.Report(err)
 	}
 }
 

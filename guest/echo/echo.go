@@ -63,7 +63,7 @@ func (s Server) talk(conn net.Conn) {
 	if _, err := io.WriteString(conn, s.Name()+"\n"); err != nil {
 		return
 	}
-	io.Copy(conn, in) // until the client ends
+	_, _ = io.Copy(conn, in) // until the client ends, however it does
 }
 
 // serveHTTP answers one request; net/http would double the guest's size.
@@ -116,7 +116,7 @@ func (s Server) answer4(conn *ipv4.PacketConn) error {
 		if info != nil && !info.Dst.IsMulticast() {
 			reply.Src = info.Dst
 		}
-		conn.WriteTo([]byte(s.Name()+": "+string(buf[:n])), reply, from) // lost like any datagram
+		_, _ = conn.WriteTo([]byte(s.Name()+": "+string(buf[:n])), reply, from) // lost like any datagram
 	}
 }
 
@@ -137,7 +137,7 @@ func (s Server) answer6(conn *ipv6.PacketConn) error {
 				reply.Src = info.Dst
 			}
 		}
-		conn.WriteTo([]byte(s.Name()+": "+string(buf[:n])), reply, from) // lost like any datagram
+		_, _ = conn.WriteTo([]byte(s.Name()+": "+string(buf[:n])), reply, from) // lost like any datagram
 	}
 }
 

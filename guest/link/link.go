@@ -23,6 +23,7 @@ type Event struct {
 	Gone *State // only index and name
 	RA   *RA
 	Addr *Addr
+	DNS  *DNS
 }
 
 // State is a link as it is now.
@@ -47,6 +48,13 @@ type Addr struct {
 	Prefix netip.Prefix
 }
 
+// DNS is what a router advertisement says of name servers (RFC 8106).
+type DNS struct {
+	Index   int
+	Servers []netip.Addr
+	Search  []string
+}
+
 // From the kernel's include/uapi/linux/if_link.h, if_addr.h and
 // include/net/if_inet6.h; not all are in x/sys.
 const (
@@ -61,7 +69,7 @@ const (
 
 // Watch reports every link there is and then every change, until ctx ends.
 func Watch(ctx context.Context, report func(Event)) error {
-	sock, err := open(unix.RTMGRP_LINK | unix.RTMGRP_IPV6_IFADDR | unix.RTMGRP_IPV6_IFINFO)
+	sock, err := open(unix.RTMGRP_LINK | unix.RTMGRP_IPV6_IFADDR | unix.RTMGRP_IPV6_IFINFO | 1<<(unix.RTNLGRP_ND_USEROPT-1))
 	if err != nil {
 		return fmt.Errorf("watch links: %w", err)
 	}
@@ -137,6 +145,8 @@ func receive(ctx context.Context, sock int, report func(Event)) error {
 // parse reads one message; ok is false for what is of no interest.
 func parse(msg syscall.NetlinkMessage) (event Event, ok bool) {
 	switch msg.Header.Type {
+	case unix.RTM_NEWNDUSEROPT:
+		return parseDNS(msg.Data)
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		if len(msg.Data) < unix.SizeofIfInfomsg {
 			return Event{}, false
@@ -219,6 +229,63 @@ func parseAddr(index int, header []byte, attrs []syscall.NetlinkRouteAttr) (Even
 		return Event{}, false
 	}
 	return Event{Addr: &Addr{index, netip.PrefixFrom(ip, int(header[1]))}}, true
+}
+
+// Options of RFC 8106, section 5, and the header the kernel puts before them
+// (struct nduseroptmsg, include/uapi/linux/rtnetlink.h).
+const (
+	userOptHeaderLen = 16
+	optRDNSS         = 25
+	optDNSSL         = 31
+	optHeaderLen     = 8 // type, length, reserved, lifetime
+)
+
+// parseDNS reads the options the kernel hands on.
+func parseDNS(data []byte) (Event, bool) {
+	if len(data) < userOptHeaderLen || data[0] != unix.AF_INET6 {
+		return Event{}, false
+	}
+	dns := &DNS{Index: int(binary.NativeEndian.Uint32(data[4:]))}
+	for opts := data[userOptHeaderLen:]; len(opts) >= optHeaderLen; {
+		length := int(opts[1]) * 8 // in units of 8 bytes
+		if length < optHeaderLen || length > len(opts) {
+			break
+		}
+		body := opts[optHeaderLen:length]
+		switch opts[0] {
+		case optRDNSS:
+			for ; len(body) >= 16; body = body[16:] {
+				dns.Servers = append(dns.Servers, netip.AddrFrom16([16]byte(body)))
+			}
+		case optDNSSL:
+			dns.Search = append(dns.Search, domains(body)...)
+		}
+		opts = opts[length:]
+	}
+	return Event{DNS: dns}, len(dns.Servers)+len(dns.Search) > 0
+}
+
+// domains reads names in the form of RFC 1035, section 3.1, padded with zeros.
+func domains(body []byte) []string {
+	var names []string
+	name := ""
+	for len(body) > 0 {
+		length := int(body[0])
+		if length > len(body)-1 {
+			break
+		}
+		if length == 0 && name != "" {
+			names = append(names, name)
+			name = ""
+		} else if length > 0 {
+			if name != "" {
+				name += "."
+			}
+			name += string(body[1 : 1+length])
+		}
+		body = body[1+length:]
+	}
+	return names
 }
 
 func align(length int) int { return (length + unix.RTA_ALIGNTO - 1) &^ (unix.RTA_ALIGNTO - 1) }

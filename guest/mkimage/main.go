@@ -29,7 +29,7 @@ func main() {
 
 func run(ctx context.Context, out string, args []string) error {
 	if out == "" || len(args) < 2 {
-		return errors.New("usage: mkimage -o OUT.tar NAME /PATH/IN/IMAGE=FILE ...")
+		return errors.New("want: mkimage -o OUT.tar NAME /PATH/IN/IMAGE=FILE for each file")
 	}
 	files := map[string]string{}
 	for _, arg := range args[1:] {

@@ -53,6 +53,9 @@ func command(name string, args []string) error {
 
 // boot runs until the machine is off.
 func boot(ctx context.Context) {
+	if err := seedRandom(); err != nil {
+		say("%v", err)
+	}
 	raw, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
 		say("%v", err)
@@ -82,7 +85,7 @@ func boot(ctx context.Context) {
 	serve(ctx, args)
 
 	nics.waitConfigured(ctx)
-	say("ready %s", hostname())
+	say("ready %s, up %ss", hostname(), uptime())
 	runSeed(data)
 	if args.run != "" {
 		say("run ended, exit %d", runLogged("run", "/bin/sh", "-c", args.run))
@@ -93,6 +96,16 @@ func boot(ctx context.Context) {
 		}
 	}
 	<-ctx.Done()
+}
+
+// uptime gives the seconds since the kernel started, as text.
+func uptime() string {
+	raw, err := os.ReadFile("/proc/uptime")
+	if err != nil {
+		return "?"
+	}
+	up, _, _ := strings.Cut(string(raw), " ")
+	return up
 }
 
 // serve starts the servers asked for.

@@ -33,8 +33,10 @@ type nic struct {
 	config *seed.NIC // nil: DHCP
 	ctx    context.Context
 	stop   context.CancelFunc
-	// started says that configuration began: with the first carrier.
-	started bool
+	// started is when configuration began: with the first carrier.
+	started time.Time
+	// managed: the router says that addresses come by DHCPv6.
+	managed bool
 	udhcpc  *os.Process
 	// renew6 wakes the DHCPv6 client; nil while there is none.
 	renew6 chan struct{}
@@ -56,11 +58,16 @@ func (n *network) run(ctx context.Context) error {
 			n.goneLocked(event.Gone.Index)
 		case event.RA != nil:
 			if have := n.nics[event.RA.Index]; have != nil && event.RA.Managed && have.config == nil {
+				have.managed = true
 				have.startDHCP6()
 			}
 		case event.Addr != nil:
 			if have := n.nics[event.Addr.Index]; have != nil {
 				have.announce(event.Addr.Prefix, "ra")
+			}
+		case event.DNS != nil:
+			if have := n.nics[event.DNS.Index]; have != nil {
+				writeResolv(have.state.Name+".ra", texts(event.DNS.Servers), event.DNS.Search)
 			}
 		}
 	})
@@ -89,8 +96,8 @@ func (n *network) changedLocked(ctx context.Context, state link.State) {
 	switch {
 	case !state.Carrier && was.Carrier:
 		say("%s carrier off", state.Name)
-	case state.Carrier && !have.started:
-		have.started = true
+	case state.Carrier && have.started.IsZero():
+		have.started = time.Now()
 		have.configure()
 	case state.Carrier && !was.Carrier:
 		say("%s carrier on", state.Name)
@@ -106,7 +113,7 @@ func (n *network) goneLocked(index int) {
 	delete(n.nics, index)
 	have.stop()
 	name := have.state.Name
-	for _, file := range []string{"lease/" + name, "configured/" + name, "resolv/" + name + ".dhcp", "resolv/" + name + ".dhcp6"} {
+	for _, file := range []string{"lease/" + name, "lease/" + name + ".dhcp6", "configured/" + name, "resolv/" + name + ".dhcp", "resolv/" + name + ".dhcp6", "resolv/" + name + ".ra"} {
 		os.Remove("/run/" + file) // may never have been
 	}
 	say("%s gone", name)
@@ -200,8 +207,10 @@ func (n *nic) startDHCP4() {
 	}
 	// Three tries a second apart, a second's pause, again: guests of tests
 	// should not sit out a server that comes late.
-	args := []string{"-f", "-i", name, "-s", "/usr/share/udhcpc/default.script", "-t", "3", "-T", "1", "-A", "1",
-		"-O", "staticroutes", "-O", "mtu", "-O", "search", "-O", "ntpsrv", "-V", "weft-guest"}
+	args := []string{
+		"-f", "-i", name, "-s", "/usr/share/udhcpc/default.script", "-t", "3", "-T", "1", "-A", "1",
+		"-O", "staticroutes", "-O", "mtu", "-O", "search", "-O", "ntpsrv", "-V", "weft-guest",
+	}
 	if own, err := os.ReadFile("/run/hostname.fixed"); err == nil {
 		args = append(args, "-x", "hostname:"+strings.TrimSpace(string(own)))
 	}
@@ -254,7 +263,14 @@ func (n *nic) startDHCP6() {
 		held = prefix
 		return nil
 	}
+	log, err := os.Create("/run/log/dhcp6c." + state.Name)
+	if err != nil {
+		say("%s: %v", state.Name, err)
+		return
+	}
+	client.Report = func(err error) { fmt.Fprintf(log, "%s %v\n", uptime(), err) }
 	go func() {
+		defer log.Close() // a log
 		if err := client.Run(n.ctx); err != nil && n.ctx.Err() == nil {
 			say("%s: dhcp6: %v", state.Name, err)
 		}
@@ -262,16 +278,21 @@ func (n *nic) startDHCP6() {
 }
 
 func writeLease6(name string, lease *dhcp6c.Lease) {
-	var dns []string
-	for _, server := range lease.DNS {
-		dns = append(dns, server.String())
-	}
+	dns := texts(lease.DNS)
 	writeResolv(name+".dhcp6", dns, lease.Search)
 	text := fmt.Sprintf("ip=%s dns=%q search=%q preferred=%s valid=%s t1=%s t2=%s\n", lease.Addr, strings.Join(dns, " "),
 		strings.Join(lease.Search, " "), lease.Preferred, lease.Valid, lease.T1, lease.T2)
 	if err := os.WriteFile("/run/lease/"+name+".dhcp6", []byte(text), 0o644); err != nil {
 		say("%s: %v", name, err)
 	}
+}
+
+func texts(addrs []netip.Addr) []string {
+	var out []string
+	for _, addr := range addrs {
+		out = append(out, addr.String())
+	}
+	return out
 }
 
 // renew makes the clients ask again: the NIC may be on another network now.
@@ -327,14 +348,37 @@ func (n *network) allConfigured() bool {
 		return false
 	}
 	for _, have := range n.nics {
-		if _, err := os.Stat("/run/configured/" + have.state.Name); err != nil && have.state.Up && have.state.Carrier {
-			return false
-		}
-		if !have.state.Up {
+		if !have.settled() {
 			return false
 		}
 	}
 	return true
+}
+
+// settled says whether there is nothing to wait for: no carrier, or the
+// addresses that were promised. With one family served, the other is waited
+// for a while.
+func (n *nic) settled() bool {
+	const patience = 5 * time.Second
+	name := n.state.Name
+	if !n.state.Up {
+		return false
+	}
+	if !n.state.Carrier {
+		return true
+	}
+	if n.started.IsZero() || !exists("/run/configured/"+name) {
+		return false
+	}
+	want4 := n.config == nil || n.config.DHCP4
+	want6 := n.managed || n.config != nil && n.config.DHCP6
+	have4, have6 := exists("/run/lease/"+name), exists("/run/lease/"+name+".dhcp6")
+	return (have4 || !want4) && (have6 || !want6) || time.Since(n.started) > patience
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // writeResolv notes name servers of one source and joins those of all.
