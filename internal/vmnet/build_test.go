@@ -31,6 +31,9 @@ func route(dst, via string, protocol int) netstate.Route {
 	return r
 }
 
+// alias is the mark on everything the plans make.
+const alias = "weft:test:vm-a"
+
 // eth0 is the default network's link, dual stack.
 func eth0() vmnet.PodLink {
 	return vmnet.PodLink{
@@ -55,7 +58,7 @@ func request(ifaces []vmnet.Interface, links ...vmnet.PodLink) vmnet.Request {
 	req := vmnet.Request{
 		VM:    vmnet.VM{Hostname: "vm-a", VCPUs: 2, Interfaces: ifaces},
 		Links: map[string]vmnet.PodLink{}, Identities: map[string]vmnet.Identity{},
-		LauncherUID: 107, Alias: "weft:test:vm-a", Group: 7,
+		LauncherUID: 107, Alias: alias, Group: netstate.GroupOf(alias),
 		DNS: vmnet.DNS{Nameservers: []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("2001:db8::53")}, Search: []string{"lab.example"}},
 	}
 	for i := range ifaces {

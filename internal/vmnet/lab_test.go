@@ -16,8 +16,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weftnet/weft/internal/dataplane"
 	"github.com/weftnet/weft/internal/netstate"
-	"github.com/weftnet/weft/internal/nft"
 	"github.com/weftnet/weft/internal/vmnet"
 )
 
@@ -98,73 +98,26 @@ func (l *lab) must(ns string, f func() error) {
 	}
 }
 
-// apply makes the plan's state in the namespace pod, with iproute2 and nft: the
-// planner is tested here, not the dataplane.
+// apply makes the plan's state in the namespace pod with the real dataplane, and
+// wants it to be there: a second time there is nothing to do.
 func (l *lab) apply(plan vmnet.Plan) {
 	l.t.Helper()
-	s := plan.State
-	for _, link := range s.Links {
-		switch link.Kind {
-		case netstate.KindBridge:
-			l.ip("pod", fmt.Sprintf("link add %s type bridge stp_state 0 mcast_snooping 0", link.Name))
-		case netstate.KindTap:
-			command := fmt.Sprintf("tuntap add %s mode tap user %d", link.Name, link.Tap.Owner)
-			if link.Tap.MultiQueue {
-				command += " multi_queue"
-			}
-			l.ip("pod", command)
-		}
-		if link.MTU > 0 {
-			l.ip("pod", fmt.Sprintf("link set %s mtu %d", link.Name, link.MTU))
-		}
-		if link.MAC != "" {
-			l.ip("pod", fmt.Sprintf("link set %s address %s", link.Name, link.MAC))
-		}
-		if link.NoIPv6LinkLocal {
-			l.ip("pod", fmt.Sprintf("link set %s addrgenmode none", link.Name))
-		}
-		if link.NoAddrs {
-			l.ip("pod", fmt.Sprintf("addr flush dev %s", link.Name))
-		}
+	plane, err := dataplane.New(dataplane.Config{Instance: "test"})
+	if err != nil {
+		l.t.Fatal(err)
 	}
-	l.must("pod", func() error {
-		for _, c := range s.Sysctls {
-			if err := os.WriteFile("/proc/sys/"+c.Path, []byte(c.Value), 0o644); err != nil {
-				return err
-			}
-		}
-		cmd := exec.Command("nft", "-f", "-")
-		cmd.Stdin = strings.NewReader(nft.Script(s.Tables))
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("nft: %w\n%s", err, out)
-		}
-		return nil
-	})
-	for _, link := range s.Links {
-		if link.Master != "" {
-			l.ip("pod", fmt.Sprintf("link set %s master %s", link.Name, link.Master))
-		}
-		if link.Port != nil && link.Port.Learning != nil && !*link.Port.Learning {
-			run(l.t, "bridge", "-n", l.prefix+"pod", "link", "set", "dev", string(link.Name), "learning", "off")
-		}
-		l.ip("pod", fmt.Sprintf("link set %s up", link.Name))
+	defer plane.Close()
+	want := netstate.Plan{Alias: alias, Pod: plan.State}
+	netns := "/run/netns/" + l.prefix + "pod"
+	if _, err := plane.Apply(l.t.Context(), netns, want); err != nil {
+		l.t.Fatal(err)
 	}
-	for _, a := range s.Addrs {
-		command := fmt.Sprintf("addr add %s dev %s", a.Prefix, a.Link)
-		if a.NoDAD {
-			command += " nodad"
-		}
-		l.ip("pod", command)
+	ops, err := plane.Check(l.t.Context(), netns, want)
+	if err != nil {
+		l.t.Fatal(err)
 	}
-	for _, r := range s.Routes {
-		kind := "unicast"
-		if r.Local {
-			kind = "local"
-		}
-		l.ip("pod", fmt.Sprintf("-6 route add %s %s dev %s table %d", kind, r.Dst, r.Link, r.Table))
-	}
-	for _, e := range s.FDB {
-		run(l.t, "bridge", "-n", l.prefix+"pod", "fdb", "replace", string(e.MAC), "dev", string(e.Port), "master", "static")
+	for _, op := range ops {
+		l.t.Errorf("not as planned: %v", op)
 	}
 }
 
