@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -212,14 +213,18 @@ func podAddrs(r Request, detection dad) []netstate.Addr {
 func (p parsed) layer3(r Request) bool { return p.ipam.Type != "" || len(r.Addresses.Addresses) > 0 }
 
 // podRoutes plans the routes of the Pod's link: one without a next hop goes
-// by the gateway of the first address of its family, if that has one.
+// by the first gateway of its family, if there is one; 0.0.0.0 or :: as next
+// hop means none.
 func podRoutes(r Request, routes []ipam.Route) []netstate.Route {
 	var out []netstate.Route
 	for _, route := range routes {
 		n := netstate.Route{
 			Dst: route.Dst, Link: r.IfName, Via: route.Via, MTU: route.MTU, AdvMSS: route.AdvMSS, Metric: route.Priority,
 		}
-		if !n.Via.IsValid() {
+		switch {
+		case n.Via.IsValid() && n.Via.IsUnspecified():
+			n.Via = netip.Addr{} // written out: on-link, whatever gateway there is
+		case !n.Via.IsValid():
 			for _, a := range r.Addresses.Addresses {
 				if a.Gateway.IsValid() && a.Gateway.Is4() == route.Dst.Addr().Is4() {
 					n.Via = a.Gateway

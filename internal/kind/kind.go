@@ -123,7 +123,8 @@ type Request struct {
 type Output struct {
 	Plan netstate.Plan
 	// Remove lists addresses of strangers on the host side that the config says
-	// to displace (forceAddress): to be removed before Plan is applied.
+	// to displace (forceAddress). They go if Plan is applied as one that replaces
+	// another in which they were wanted (dataplane.Replace).
 	Remove []netstate.Addr
 	Result Result
 	// Masquerade lists subnets whose traffic to the outside takes the host's
