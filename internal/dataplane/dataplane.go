@@ -20,7 +20,7 @@ import (
 )
 
 // rounds bounds how often Apply looks again after it has taken something away.
-const rounds = 4
+const rounds = 6
 
 // Config says for whom and where a Dataplane works.
 type Config struct {
@@ -94,26 +94,44 @@ func (d *Dataplane) Replace(ctx context.Context, netns string, last, want netsta
 			return Facts{}, err
 		}
 		ops := netstate.Diff(have, s.want)
-		facts.Ops += len(ops)
-		if err := s.run(ctx, have, ops); err != nil {
-			return Facts{}, err
-		}
-		if !deletes(ops) {
+		n := disruptive(have, s.want, ops)
+		if n == 0 {
+			facts.Ops += len(ops)
+			if err := s.run(ctx, have, ops); err != nil {
+				return Facts{}, err
+			}
 			return s.finish(ctx, facts)
 		}
-		// The kernel may have taken more along than it was told to: look again.
+		// The kernel may take more along than it is told to (routes and secondary
+		// addresses go with an address): look again before building on it.
+		facts.Ops += n
+		if err := s.run(ctx, have, ops[:n]); err != nil {
+			return Facts{}, err
+		}
 		s.forget()
 	}
 	return Facts{}, fmt.Errorf("apply plan: the namespace still differs after %d rounds; somebody else changes it", rounds)
 }
 
-func deletes(ops []netstate.Op) bool {
-	for _, op := range ops {
-		if op.Deletes() || op.Verb == netstate.SetLink || op.Verb == netstate.SetPort {
-			return true
+// disruptive gives how many of the operations come before it is certain that
+// what was observed of the rest still holds: up to the last one that takes
+// something away or changes a link that was there before.
+func disruptive(have, want netstate.Plan, ops []netstate.Op) int {
+	n := 0
+	for i, op := range ops {
+		switch op.Verb {
+		case netstate.SetLink, netstate.SetPort:
+			name := want.At(op.Side).Links[op.Index].Name
+			if _, there := find(have.At(op.Side).Links, name); there {
+				n = i + 1
+			}
+		default:
+			if op.Deletes() {
+				n = i + 1
+			}
 		}
 	}
-	return false
+	return n
 }
 
 // Observe reads back what both namespaces have of what the plan names and of

@@ -135,9 +135,13 @@ func (d *Dataplane) Prune(_ context.Context, keep func(owner string) bool) ([]st
 	var gone []linux.Link
 	var told []string
 	for _, l := range links {
-		if stale(l.Alias) {
+		alias := l.Alias
+		if shared := netstate.SharedAlias(d.instance, l.Name); alias == "" && l.Group == netstate.GroupOf(shared) {
+			alias = shared // made by a run that died before it gave the mark
+		}
+		if stale(alias) {
 			gone = append(gone, l)
-			told = append(told, fmt.Sprintf("link %s (%s)", l.Name, l.Alias))
+			told = append(told, fmt.Sprintf("link %s (%s)", l.Name, alias))
 		}
 	}
 	tables, err := readTables(d.hostNS)

@@ -26,7 +26,13 @@ func (s *session) addLink(v *view, l netstate.Link, f netstate.Fields) error {
 		return s.addTap(v, l, f)
 	}
 	payload := []nl.NetlinkRequestData{head(0, l, f)}
-	for _, a := range createAttrs(l, f) {
+	now := f
+	if l.Kind == netstate.KindBridge {
+		// A bridge whose MTU was set after creation keeps it; else ports change it
+		// (BROPT_MTU_SET_BY_USER, net/bridge/br_device.c).
+		now &^= netstate.FieldMTU
+	}
+	for _, a := range createAttrs(l, now) {
 		payload = append(payload, a)
 	}
 	if f.Has(netstate.FieldMaster) {
@@ -148,6 +154,9 @@ func (s *session) complete(v *view, l netstate.Link, f netstate.Fields) error {
 	for _, a := range lateAttrs(l, late) {
 		payload = append(payload, a)
 	}
+	if l.Kind == netstate.KindBridge && f.Has(netstate.FieldMTU) {
+		payload = append(payload, nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(l.MTU))))
+	}
 	if f.Has(netstate.FieldPort) {
 		payload = append(payload, portInfo(*l.Port))
 	}
@@ -235,8 +244,18 @@ func (s *session) setPort(v *view, l netstate.Link, f netstate.Fields) error {
 // createError explains why a link could not be made.
 func createError(l netstate.Link, err error) error {
 	switch {
+	case errors.Is(err, unix.EOPNOTSUPP) && l.Bridge != nil && l.Bridge.VLANFiltering != nil:
+		return &hint.Error{
+			Field: "vlan", Problem: "this kernel's bridges cannot filter VLANs", Err: err,
+			Remedy: "use a kernel with CONFIG_BRIDGE_VLAN_FILTERING, or a bridge per VLAN",
+		}
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return kindHint(l.Kind, err)
+	case errors.Is(err, unix.EADDRINUSE) && l.Macvlan != nil:
+		return &hint.Error{
+			Field: "mac", Value: string(l.MAC), Problem: fmt.Sprintf("another link on %s has this address", l.Macvlan.Parent), Err: err,
+			Remedy: "leave the MAC out, or choose one that is used only once",
+		}
 	case errors.Is(err, unix.EBUSY) && l.Macvlan != nil:
 		return &hint.Error{
 			Field: "master", Value: string(l.Macvlan.Parent), Problem: "is in use in a way that rules out another macvlan link", Err: err,

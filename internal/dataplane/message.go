@@ -8,26 +8,6 @@ import (
 	"github.com/weftnet/weft/internal/netstate"
 )
 
-// ndMsg is struct ndmsg (include/uapi/linux/neighbour.h).
-type ndMsg struct {
-	family uint8
-	index  uint32
-	state  uint16
-	flags  uint8
-}
-
-// Len implements nl.NetlinkRequestData.
-func (m *ndMsg) Len() int { return 12 }
-
-// Serialize implements nl.NetlinkRequestData.
-func (m *ndMsg) Serialize() []byte {
-	b := make([]byte, 0, m.Len())
-	b = append(b, m.family, 0, 0, 0)
-	b = append(b, nl.Uint32Attr(m.index)...)
-	b = append(b, nl.Uint16Attr(m.state)...)
-	return append(b, m.flags, 0)
-}
-
 // head is struct ifinfomsg with the flags a link shall have.
 func head(index int, l netstate.Link, f netstate.Fields) *nl.IfInfomsg {
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)

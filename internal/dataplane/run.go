@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
@@ -176,8 +177,14 @@ func (s *session) addAddr(v *view, a netstate.Addr) error {
 	if a.Prefix.Addr().Is4() && a.Prefix.Bits() < 31 && !a.Peer.IsValid() {
 		payload = append(payload, nl.NewRtAttr(unix.IFA_BROADCAST, broadcast(a.Prefix)))
 	}
-	if a.NoDAD && a.Prefix.Addr().Is6() {
+	switch {
+	case !a.Prefix.Addr().Is6():
+	case a.NoDAD:
 		payload = append(payload, nl.NewRtAttr(unix.IFA_FLAGS, nl.Uint32Attr(unix.IFA_F_NODAD)))
+	case !a.Settle:
+		// Usable while detection runs (RFC 4429), where the link's optimistic_dad
+		// says so; the kernel drops the flag elsewhere.
+		payload = append(payload, nl.NewRtAttr(unix.IFA_FLAGS, nl.Uint32Attr(unix.IFA_F_OPTIMISTIC)))
 	}
 	err = s.do(v.conn, "add address", unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, payload...)
 	if errors.Is(err, unix.EEXIST) {
@@ -215,6 +222,9 @@ func (s *session) routeMessage(v *view, r netstate.Route) ([]nl.NetlinkRequestDa
 		Family: uint8(family(r.Dst.Addr())), Dst_len: uint8(r.Dst.Bits()),
 		Protocol: uint8(r.Protocol), Scope: r.Scope, Type: unix.RTN_UNICAST, Table: unix.RT_TABLE_UNSPEC,
 	}}
+	if r.Local {
+		msg.Type = unix.RTN_LOCAL
+	}
 	if r.OnLink {
 		msg.Flags |= unix.RTNH_F_ONLINK
 	}
@@ -324,7 +334,7 @@ const ruleToTable = 1
 func (s *session) fdb(v *view, msgType uint16, flags int, e netstate.FDBEntry) error {
 	index, err := v.index(e.Port)
 	if err == nil {
-		msg := &ndMsg{family: unix.AF_BRIDGE, index: uint32(index), state: unix.NUD_NOARP, flags: unix.NTF_MASTER}
+		msg := &netlink.Ndmsg{Family: unix.AF_BRIDGE, Index: uint32(index), State: unix.NUD_NOARP, Flags: unix.NTF_MASTER}
 		err = s.do(v.conn, "fdb", msgType, flags, msg, nl.NewRtAttr(unix.NDA_LLADDR, e.MAC.HardwareAddr()))
 	}
 	if msgType == unix.RTM_DELNEIGH && errGone(err, unix.ENOENT, unix.ENODEV) {

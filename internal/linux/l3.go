@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"unsafe"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
@@ -123,7 +124,9 @@ func parseRoute(data []byte) (r Route, ok bool, err error) {
 		return r, false, fmt.Errorf("decode route: %d bytes, want %d at least", len(data), unix.SizeofRtMsg)
 	}
 	head := (*unix.RtMsg)(unsafe.Pointer(&data[0]))
-	if head.Type != unix.RTN_UNICAST || head.Flags&unix.RTM_F_CLONED != 0 {
+	// Local routes are the kernel's own but for those we make (netstate.Route.Local).
+	r.Local = head.Type == unix.RTN_LOCAL && head.Protocol == netstate.RouteProtocol
+	if head.Type != unix.RTN_UNICAST && !r.Local || head.Flags&unix.RTM_F_CLONED != 0 {
 		return r, false, nil
 	}
 	dst := netip.IPv4Unspecified()
@@ -256,8 +259,8 @@ func (c *Conn) FDB(bridge int) ([]FDBEntry, error) {
 			entries = append(entries, e)
 		}
 		return err
-	}, &nl.IfInfomsg{IfInfomsg: unix.IfInfomsg{Family: unix.AF_BRIDGE}},
-		nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(bridge))))
+	}, &netlink.Ndmsg{Family: unix.AF_BRIDGE},
+		nl.NewRtAttr(unix.NDA_MASTER, nl.Uint32Attr(uint32(bridge))))
 	if err != nil && !isGone(err) {
 		return nil, fmt.Errorf("list forwarding entries: %w", err)
 	}

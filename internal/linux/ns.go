@@ -156,14 +156,27 @@ func CreateNS(path string) error {
 	return nil
 }
 
-// bindNew runs on a goroutine of its own and ends with its thread locked: the
-// thread is in the new namespace and must not be used again.
+// bindNew makes a namespace, binds it and goes back: a thread that ended inside
+// would do for most threads, but the process's first one never ends, and would
+// keep the namespace alive.
 func bindNew(path string) error {
 	runtime.LockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("open the thread's own namespace: %w", err)
+	}
+	defer home.Close()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
 		return rootHint(err)
 	}
-	return unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
+	merr := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
+	if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); err != nil {
+		return errors.Join(merr, fmt.Errorf("leave the new namespace: %w", err))
+	}
+	runtime.UnlockOSThread()
+	return merr
 }
 
 // shareDir makes dir a shared mount point, so that a namespace bound or unbound

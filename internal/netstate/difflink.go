@@ -139,6 +139,11 @@ func (d *differ) change(side Side, index int, h Link) {
 	if w.Master != "" && d.remade[end{side, w.Master}] {
 		f |= FieldMaster | setFields(w, false)&FieldPort
 	}
+	if w.Presence == Shared {
+		// Those who share it may want different ones: the first one's stay, and a
+		// bridge's MTU follows its ports.
+		f &^= FieldMAC | FieldMTU | FieldTxQueueLen
+	}
 	if strangers {
 		f &= FieldPromisc | FieldAllMulticast | FieldUp
 	}

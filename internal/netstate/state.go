@@ -94,7 +94,8 @@ const (
 	Owned Presence = "owned"
 	// Shared: made if absent and then ours to prune once no attachment claims
 	// it; if a stranger made it, it is used as it is and never deleted. A bridge
-	// of the bridge plugin is one.
+	// of the bridge plugin is one. Its MAC, MTU and queue length are set when it
+	// is made and never after, since those who share it may differ about them.
 	Shared Presence = "shared"
 	// Existing: somebody else made it; only the attributes given here are set,
 	// it is never created or deleted. A Pod link made by a foreign plugin is one.
