@@ -24,7 +24,7 @@ import (
 )
 
 // patience is how long a test waits for what should come at once.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // skip leaves the test for want of something; in CI that is a failure.
 func skip(t testing.TB, why string) {

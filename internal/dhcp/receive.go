@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
-	"github.com/insomniacslk/dhcp/dhcpv6"
 
 	"github.com/weftnet/weft/internal/frame"
 	"github.com/weftnet/weft/internal/netstate"
@@ -19,6 +18,9 @@ import (
 const (
 	requestsPerSecond = 100
 	requestsBurst     = 200
+	// costUnit is the work that counts as one more request: a guest can write
+	// DHCPv6 options that take 15 ms to parse. It gets a tenth of a processor.
+	costUnit = time.Millisecond
 	// frameSize is the longest request read, in bytes: no client sends one that
 	// does not fit into an Ethernet frame.
 	frameSize = 2048
@@ -30,15 +32,17 @@ type pace struct {
 	last  time.Time
 }
 
-// take takes a token and gives how long to wait before the next frame is read.
-// Meanwhile the kernel drops what does not fit into the socket's buffer.
-func (p *pace) take(now time.Time) time.Duration {
-	p.spent = max(0, p.spent-now.Sub(p.last).Seconds()*requestsPerSecond) + 1
+// take takes the tokens for one frame that took worked, and gives how long to
+// wait before the next is read. Meanwhile the kernel drops what does not fit
+// into the socket's buffer.
+func (p *pace) take(now time.Time, worked time.Duration) time.Duration {
+	cost := 1 + float64(worked)/float64(costUnit)
+	p.spent = max(0, p.spent-now.Sub(p.last).Seconds()*requestsPerSecond) + cost
 	p.last = now
 	if p.spent <= requestsBurst {
 		return 0
 	}
-	return time.Second / requestsPerSecond
+	return time.Duration(cost * float64(time.Second/requestsPerSecond))
 }
 
 // receive answers frames until the socket is closed or fails; a device that is
@@ -48,6 +52,7 @@ func (s *Server) receive(ctx context.Context, conn *frame.Conn, down chan<- stru
 	var p pace
 	for {
 		n, err := conn.Read(buffer)
+		started := time.Now()
 		switch {
 		case errors.Is(err, frame.ErrDown):
 			select {
@@ -59,7 +64,8 @@ func (s *Server) receive(ctx context.Context, conn *frame.Conn, down chan<- stru
 		default:
 			s.handle(conn, buffer[:n])
 		}
-		wait := p.take(time.Now())
+		now := time.Now()
+		wait := p.take(now, now.Sub(started))
 		if wait == 0 {
 			continue
 		}
@@ -145,7 +151,7 @@ func (s *Server) handle6(conn *frame.Conn, v *served, p frame.Packet) {
 		s.malformed(nil)
 		return
 	}
-	req, err := dhcpv6.MessageFromBytes(p.Payload)
+	req, err := parse6(p.Payload)
 	if err != nil {
 		s.malformed(err)
 		return

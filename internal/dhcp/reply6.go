@@ -2,6 +2,7 @@ package dhcp
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"net/netip"
@@ -37,6 +38,12 @@ const maxServers6 = 16
 // linkBits is the length of the prefix of a link as clients know it, from which
 // we tell an address of another link (RFC 8415 section 18.3) from a wrong one.
 const linkBits = 64
+
+// optionHeader6 is code and length of an option, RFC 8415 section 21.1.
+const optionHeader6 = 4
+
+// errShort6 says that a message ends inside its header or an option.
+var errShort6 = errors.New("DHCPv6 message is cut short")
 
 // Answer6 is what a DHCPv6 message is met with.
 type Answer6 struct {
@@ -340,6 +347,30 @@ func times6(lifetime time.Duration) (t1, t2 time.Duration) {
 		return lifetime, lifetime
 	}
 	return (lifetime / 2).Truncate(time.Second), (lifetime / 5 * 4).Truncate(time.Second)
+}
+
+// parse6 reads a message, without the options we have no use for: the library
+// refuses a whole message for one odd option among them.
+func parse6(b []byte) (*dhcpv6.Message, error) {
+	if len(b) < dhcpv6.MessageHeaderSize {
+		return nil, errShort6
+	}
+	kept := append(make([]byte, 0, len(b)), b[:dhcpv6.MessageHeaderSize]...)
+	for rest := b[dhcpv6.MessageHeaderSize:]; len(rest) > 0; {
+		if len(rest) < optionHeader6 {
+			return nil, errShort6
+		}
+		length := optionHeader6 + int(binary.BigEndian.Uint16(rest[2:4]))
+		if length > len(rest) {
+			return nil, errShort6
+		}
+		switch dhcpv6.OptionCode(binary.BigEndian.Uint16(rest[:2])) {
+		case dhcpv6.OptionClientID, dhcpv6.OptionServerID, dhcpv6.OptionIANA, dhcpv6.OptionIATA, dhcpv6.OptionIAPD, dhcpv6.OptionRapidCommit:
+			kept = append(kept, rest[:length]...)
+		}
+		rest = rest[length:]
+	}
+	return dhcpv6.MessageFromBytes(kept)
 }
 
 // xid6 gives a transaction id as a number.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -174,13 +175,58 @@ func TestTimes6(t *testing.T) {
 	}
 }
 
+func TestParse6(t *testing.T) {
+	wire := request6(t, dhcpv6.MessageTypeSolicit, fromClient, ia(1)).ToBytes()
+	// An FQDN (39) that is not one, as is no business of ours.
+	odd := append(slices.Clone(wire), 0, 39, 0, 3, 0, 62, 'x')
+	if _, err := dhcpv6.MessageFromBytes(odd); err == nil {
+		t.Error("the library reads it: parse6 can go")
+	}
+	req, err := parse6(odd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := Reply6(lease6(), serverMAC, Client6{guestMAC}, req); got.Given != lease6().Addr {
+		t.Errorf("got %+v", got)
+	}
+	for cut := range wire {
+		if _, err := parse6(wire[:cut]); err == nil && cut != 4 && cut != 4+14 {
+			t.Errorf("a message cut to %d of %d bytes is taken", cut, len(wire))
+		}
+	}
+}
+
+func TestPace(t *testing.T) {
+	now := time.Unix(0, 0)
+	// Cheap requests, as fast as can be: the burst, then 100 a second.
+	var p pace
+	taken := 0
+	for elapsed := time.Duration(0); elapsed < 10*time.Second; taken++ {
+		elapsed += p.take(now.Add(elapsed), 0)
+	}
+	if taken < 1100 || taken > 1300 {
+		t.Errorf("%d requests in 10 s, want about 1200", taken)
+	}
+	// Dear ones: a tenth of the time.
+	p = pace{}
+	var worked time.Duration
+	for elapsed := time.Duration(0); elapsed < 100*time.Second; {
+		const work = 15 * time.Millisecond
+		elapsed, worked = elapsed+work, worked+work
+		elapsed += p.take(now.Add(elapsed), work)
+	}
+	if worked > 12*time.Second {
+		t.Errorf("%s of work in 100 s, want about 10 s", worked)
+	}
+}
+
 func Fuzz6(f *testing.F) {
 	f.Add(request6(f, dhcpv6.MessageTypeSolicit, fromClient, rapidCommit, ia(1)).ToBytes())
 	f.Add(request6(f, dhcpv6.MessageTypeRenew, fromClient, toUs, ia(1, "fd10:0:2::2"), ia(2)).ToBytes())
 	f.Add(request6(f, dhcpv6.MessageTypeConfirm, fromClient, ia(1, "2001:db8::1")).ToBytes())
 	f.Add([]byte{1, 2, 3, 4})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		req, err := dhcpv6.MessageFromBytes(b)
+		req, err := parse6(b)
 		if err != nil {
 			return
 		}
@@ -199,7 +245,7 @@ func BenchmarkReply6(b *testing.B) {
 	lease := lease6()
 	b.ReportAllocs()
 	for b.Loop() {
-		req, err := dhcpv6.MessageFromBytes(wire)
+		req, err := parse6(wire)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -301,7 +301,7 @@ func (s *Server) session(ctx context.Context, conn *frame.Conn, home linux.ID) e
 	go func() { read <- s.receive(ctx, conn, down) }()
 	defer func() {
 		_ = conn.Close() // nothing is buffered in it
-		<-read
+		_ = <-read       // told already, or that the socket is closed
 	}()
 	check := time.NewTicker(checkInterval)
 	defer check.Stop()

@@ -7,7 +7,7 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log"
+	"log/slog"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -249,8 +249,10 @@ func TestLoadNames(t *testing.T) {
 	zipped := filepath.Join(dir, "docker.tar.gz")
 	var buf bytes.Buffer
 	gz := gzip.NewWriter(&buf)
-	gz.Write([]byte(read(t, docker)))
-	gz.Close()
+	_, err = gz.Write([]byte(read(t, docker)))
+	if err := errors.Join(err, gz.Close()); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(zipped, buf.Bytes(), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -305,7 +307,7 @@ func TestLoadNames(t *testing.T) {
 
 func TestPull(t *testing.T) {
 	ctx := t.Context()
-	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	server := httptest.NewServer(registry.New(registry.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo))))
 	defer server.Close()
 	host := strings.TrimPrefix(server.URL, "http://")
 	ref, err := name.ParseReference(host + "/disks/small:1")

@@ -286,3 +286,14 @@ func poll(ctx context.Context, limit time.Duration, done func() (bool, error)) e
 		}
 	}
 }
+
+// ThisBoot says whether the machine in dir was last started since the node
+// booted. What ran before a reboot ended with it, through no fault of the guest.
+func ThisBoot(dir string) bool {
+	var last identity
+	if readJSON(filepath.Join(dir, pidFile), &last) != nil {
+		return false
+	}
+	now, err := identify(os.Getpid())
+	return err == nil && now.BootID == last.BootID
+}

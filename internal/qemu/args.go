@@ -136,7 +136,7 @@ func (a *argv) channels(m Machine) {
 		a.device(virtio(m, "virtio-scsi-pci"), append([]string{"id=" + idSCSI}, misc(funcSCSI)...)...)
 	}
 	if m.Panic {
-		a.device("pvpanic-pci", append([]string{"id=pvpanic0"}, misc(funcPanic)...)...)
+		a.device("pvpanic", "id=pvpanic0") // on the ISA bus, where every guest looks
 	}
 }
 

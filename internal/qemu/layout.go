@@ -16,7 +16,6 @@ import (
 //	 00.0        host bridge                                (q35)
 //	 01          left free
 //	 02.0 .1 .2  virtio-serial, virtio-rng, virtio-scsi (if a disk wants it)
-//	 02.3        pvpanic (if asked for)
 //	 03          left free
 //	 04.0-07.7   virtio disks: disk i at (04+i/8).(i%8)     at most 32
 //	 08-0f       free for a NIC with a pciAddress
@@ -37,7 +36,6 @@ const (
 	funcSerial    = 0
 	funcRNG       = 1
 	funcSCSI      = 2
-	funcPanic     = 3
 	maxVirtioDisk = 32
 	// MaxRootPorts bounds the NICs of a machine, present and future.
 	MaxRootPorts = 32

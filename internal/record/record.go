@@ -108,6 +108,10 @@ type Attachment struct {
 	Alias string `json:"alias,omitempty"`
 	// Plan is the kernel state that attaches it, in full.
 	Plan netstate.Plan `json:"plan,omitzero"`
+	// Defaults are the default routes the network itself gives, and HasDefaults
+	// those the interface has: which ones stand is decided over all attachments.
+	Defaults    []netstate.Route `json:"defaults,omitempty"`
+	HasDefaults []netstate.Route `json:"hasDefaults,omitempty"`
 	// Masquerade lists subnets that go out under the host's address.
 	Masquerade []netip.Prefix `json:"masquerade,omitempty"`
 	// Leases are the addresses it holds; written before the first link is made.

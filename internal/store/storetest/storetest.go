@@ -63,6 +63,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"WatchUnderWriters", watchUnderWriters},
 		{"SlowWatchBlocksNobody", slowWatch},
 		{"CompareAndSwap", compareAndSwap},
+		{"RandomWalk", randomWalk},
 		{"ResultsAreCopies", resultsAreCopies},
 	}
 	for _, c := range cases {

@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/weftnet/weft/internal/local"
+	"github.com/weftnet/weft/internal/store"
+)
+
+// waiter waits for objects to become ready and shows what it waits for.
+type waiter struct {
+	client *local.Client
+	out    io.Writer
+	only   map[string]bool // kind/namespace/name; nil: everything
+	last   string
+}
+
+func newWaiter(client *local.Client, out io.Writer, applied []*store.Object, everything bool) *waiter {
+	w := &waiter{client: client, out: out}
+	if everything {
+		return w
+	}
+	w.only = map[string]bool{}
+	for _, obj := range applied {
+		w.only[obj.GetKind()+"/"+store.KeyOf(obj).String()] = true
+	}
+	return w
+}
+
+// state of one object: pending with a reason, ready, or failed.
+type readiness struct {
+	name   string
+	ready  bool
+	failed bool
+	why    string
+}
+
+func (w *waiter) wait(ctx context.Context, timeout time.Duration) error {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	var states []readiness
+	for {
+		now, err := w.look(ctx)
+		if err != nil && ctx.Err() == nil {
+			return err
+		}
+		if err == nil {
+			states = now
+			w.progress(states)
+			if !slices.ContainsFunc(states, func(r readiness) bool { return !r.ready && !r.failed }) {
+				return notReady(states, "failed")
+			}
+		}
+		select {
+		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return notReady(states, fmt.Sprintf("not ready after %s", timeout))
+			}
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+func notReady(states []readiness, verdict string) error {
+	var errs []error
+	for _, s := range states {
+		if !s.ready {
+			errs = append(errs, fmt.Errorf("%s %s: %s", s.name, verdict, s.why))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// progress prints a line whenever what is waited for changes.
+func (w *waiter) progress(states []readiness) {
+	var pending []string
+	ready := 0
+	for _, s := range states {
+		if s.ready {
+			ready++
+		} else {
+			pending = append(pending, s.name+" ("+s.why+")")
+		}
+	}
+	line := fmt.Sprintf("%d/%d ready", ready, len(states))
+	if len(pending) > 0 {
+		line += ", waiting for " + strings.Join(pending, ", ")
+	}
+	if line != w.last && len(states) > 0 {
+		fmt.Fprintln(w.out, line) //nolint:errcheck // progress only
+		w.last = line
+	}
+}
+
+func (w *waiter) look(ctx context.Context) ([]readiness, error) {
+	var states []readiness
+	for _, kind := range []struct {
+		gvk   schema.GroupVersionKind
+		judge func(*store.Object) readiness
+	}{{local.Pod, judgePod}, {local.VM, judgeVM}, {local.VMI, judgeVMI}} {
+		reply, err := w.client.List(ctx, kind.gvk, store.Key{})
+		if err != nil {
+			return nil, err
+		}
+		for _, obj := range reply.Items {
+			if !w.counts(obj) {
+				continue
+			}
+			r := kind.judge(obj)
+			r.name = strings.ToLower(obj.GetKind()) + " " + store.KeyOf(obj).String()
+			states = append(states, r)
+		}
+	}
+	return states, nil
+}
+
+// counts leaves out what others own: their owner speaks for them.
+func (w *waiter) counts(obj *store.Object) bool {
+	if w.only != nil {
+		return w.only[obj.GetKind()+"/"+store.KeyOf(obj).String()]
+	}
+	return len(obj.GetOwnerReferences()) == 0
+}
+
+func judgePod(obj *store.Object) readiness {
+	return judgeCondition(obj, "PodReadyToStartContainers")
+}
+
+func judgeVMI(obj *store.Object) readiness {
+	phase, _, _ := unstructured.NestedString(obj.Object, "status", "phase")
+	r := judgeCondition(obj, "GuestNetworkReady")
+	switch phase {
+	case "Running":
+		return r
+	case "Failed", "Succeeded":
+		return readiness{failed: true, why: "phase " + phase + ": " + conditionMessage(obj, "Ready")}
+	}
+	if _, message := local.Condition(obj, "Ready"); message != "" {
+		r.why = message
+	}
+	r.ready = false
+	return r
+}
+
+func judgeVM(obj *store.Object) readiness {
+	status, _, _ := unstructured.NestedString(obj.Object, "status", "printableStatus")
+	if status == "Stopped" {
+		return readiness{ready: true}
+	}
+	return judgeCondition(obj, "Ready")
+}
+
+// judgeCondition: True is ready; False with a reason that ends in Failed or is
+// Invalid waits for the user, so it is failed; all else is on its way.
+func judgeCondition(obj *store.Object, condition string) readiness {
+	status, message := local.Condition(obj, condition)
+	reason := local.ConditionReason(obj, condition)
+	if message == "" {
+		message = "not begun"
+	}
+	return readiness{
+		ready:  status == "True",
+		failed: status == "False" && (reason == "Invalid" || strings.HasSuffix(reason, "Failed")),
+		why:    message,
+	}
+}
+
+func conditionMessage(obj *store.Object, condition string) string {
+	_, message := local.Condition(obj, condition)
+	return message
+}

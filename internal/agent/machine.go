@@ -1,0 +1,403 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weftnet/weft/api/kubevirt"
+	"github.com/weftnet/weft/internal/dhcp"
+	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/launcher"
+	"github.com/weftnet/weft/internal/netstate"
+	"github.com/weftnet/weft/internal/qemu"
+	"github.com/weftnet/weft/internal/status"
+	"github.com/weftnet/weft/internal/store"
+	"github.com/weftnet/weft/internal/vmnet"
+)
+
+// How often machine and guest are asked. A guest's new address is to show
+// within 10 s; a question to either costs about a millisecond.
+const (
+	machinePoll = 2 * time.Second
+	guestPoll   = 3 * time.Second
+	redial      = 200 * time.Millisecond
+	// guestAnswer bounds one question to a guest agent, which may hang.
+	guestAnswer = 5 * time.Second
+)
+
+// machine watches over one VM whose Pod is wired: it runs the guest-facing
+// servers and keeps what QEMU and the guest agent say. It survives QEMU: the
+// facts then say so.
+type machine struct {
+	dir      string
+	netns    string
+	inst     *kubevirt.Instance
+	plan     vmnet.Plan
+	log      *slog.Logger
+	changed  func() // called after facts have changed
+	servers  map[string]*dhcp.Server
+	cancel   context.CancelFunc
+	finished chan struct{}
+
+	// guestMu is held while somebody talks to the guest agent: it serves one.
+	guestMu sync.Mutex
+	guest   *qemu.Agent
+
+	// mu guards the fields below it.
+	mu      sync.Mutex
+	process *launcher.Process // nil: no QEMU was started or found
+	facts   machineFacts
+	leased  map[string]bool
+}
+
+// machineFacts is what was last heard. It is compared as a whole.
+type machineFacts struct {
+	runs      bool
+	nics      map[string]qemu.NICFacts
+	connected bool
+	guest     []status.GuestFact
+	// exit is how the machine ended; nil while it runs or was never started.
+	exit *launcher.Exit
+}
+
+// watch makes the servers of the plan and begins to watch.
+func (m *machine) watch(ctx context.Context) error {
+	m.servers = map[string]*dhcp.Server{}
+	m.leased = map[string]bool{}
+	m.finished = make(chan struct{})
+	for _, nic := range m.plan.NICs {
+		if nic.Serve == nil {
+			continue
+		}
+		network := nic.NIC.Network
+		server, err := dhcp.New(dhcp.Config{
+			NIC: m.inst.Namespace + "/" + m.inst.Name + "/" + network, Serve: *nic.Serve, Netns: m.netns, Log: m.log,
+			OnEvent: func(e dhcp.Event) {
+				if e.Kind == dhcp.Leased {
+					m.noteLease(network)
+				}
+			},
+		})
+		if err != nil {
+			return err
+		}
+		m.servers[network] = server
+	}
+	ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	go func() {
+		defer close(m.finished)
+		m.run(ctx)
+	}()
+	return nil
+}
+
+// close ends servers and watches; nothing then holds the namespace open.
+func (m *machine) close() {
+	m.cancel()
+	<-m.finished
+}
+
+func (m *machine) run(ctx context.Context) {
+	var group errgroup.Group
+	for _, server := range m.servers {
+		group.Go(func() error {
+			if err := server.Run(ctx); err != nil && !errors.Is(err, dhcp.ErrNamespaceGone) {
+				m.log.Error("guest server ended", "server", server.String(), "err", err)
+			}
+			return nil
+		})
+	}
+	group.Go(func() error { m.repeat(ctx, m.watchExit); return nil })
+	group.Go(func() error { m.repeat(ctx, m.watchMachine); return nil })
+	group.Go(func() error { m.repeat(ctx, m.watchGuest); return nil })
+	_ = group.Wait() // its functions return no errors
+}
+
+// repeat calls watch again whenever it ends, until ctx does.
+func (m *machine) repeat(ctx context.Context, watch func(context.Context) error) {
+	for ctx.Err() == nil {
+		if err := watch(ctx); err != nil && ctx.Err() == nil {
+			m.log.Debug("connection to the machine", "err", err)
+		}
+		pause(ctx, redial)
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}
+
+// running gives the process, or nil if there is none or it has ended.
+func (m *machine) running() *launcher.Process {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.facts.exit != nil {
+		return nil
+	}
+	return m.process
+}
+
+// begin tells the watches which process to watch.
+func (m *machine) begin(process *launcher.Process) {
+	m.mu.Lock()
+	m.process, m.facts.exit = process, nil
+	m.mu.Unlock()
+}
+
+// watchExit waits for the end of the process.
+func (m *machine) watchExit(ctx context.Context) error {
+	process := m.running()
+	if process == nil {
+		return nil
+	}
+	exit, err := process.Wait(ctx)
+	if err != nil {
+		return err
+	}
+	m.update(func(f *machineFacts) { f.exit = &exit })
+	return nil
+}
+
+// watchMachine asks QEMU about its NICs until the connection ends.
+func (m *machine) watchMachine(ctx context.Context) error {
+	process := m.running()
+	if process == nil {
+		return nil
+	}
+	client, err := process.QMP(ctx)
+	if err != nil {
+		return err
+	}
+	defer client.Close() //nolint:errcheck // the peer may be gone
+	defer m.update(func(f *machineFacts) { f.runs, f.nics = false, nil })
+	tick := time.NewTicker(machinePoll)
+	defer tick.Stop()
+	for {
+		nics, err := client.NICs(ctx)
+		if err != nil {
+			return err
+		}
+		byNetwork := make(map[string]qemu.NICFacts, len(nics))
+		for _, nic := range nics {
+			nic.MulticastTable = nil // changes often and nobody asks
+			byNetwork[nic.Network] = nic
+		}
+		m.update(func(f *machineFacts) { f.runs, f.nics = true, byNetwork })
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-client.Done():
+			return nil
+		case <-client.Events():
+		case <-tick.C:
+		}
+	}
+}
+
+// watchGuest asks the guest agent for its interfaces until the connection ends.
+func (m *machine) watchGuest(ctx context.Context) error {
+	process := m.running()
+	if process == nil {
+		return nil
+	}
+	agent, err := process.Agent(ctx)
+	if err != nil {
+		return err
+	}
+	m.guestMu.Lock()
+	m.guest = agent
+	m.guestMu.Unlock()
+	defer func() {
+		m.guestMu.Lock()
+		m.guest = nil
+		m.guestMu.Unlock()
+		_ = agent.Close() // the peer may be gone
+		m.update(func(f *machineFacts) { f.connected, f.guest = false, nil })
+	}()
+	for ctx.Err() == nil {
+		wait := guestPoll
+		switch err := m.askGuest(ctx, agent); {
+		case err == nil:
+		case errors.Is(err, context.DeadlineExceeded):
+			// No agent in the guest (yet): the channel stays open.
+			m.update(func(f *machineFacts) { f.connected, f.guest = false, nil })
+			wait = redial
+		default:
+			return err
+		}
+		pause(ctx, wait)
+	}
+	return nil
+}
+
+func (m *machine) askGuest(ctx context.Context, agent *qemu.Agent) error {
+	m.guestMu.Lock()
+	defer m.guestMu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, guestAnswer)
+	defer cancel()
+	links, err := agent.NetworkInterfaces(ctx)
+	if err != nil {
+		return err
+	}
+	var facts []status.GuestFact
+	for _, link := range links {
+		if link.Name == "lo" {
+			continue
+		}
+		fact := status.GuestFact{Name: link.Name, MAC: string(link.MAC)}
+		for _, p := range link.Addrs {
+			fact.Addresses = append(fact.Addresses, p.Addr())
+		}
+		facts = append(facts, fact)
+	}
+	m.update(func(f *machineFacts) { f.connected, f.guest = true, facts })
+	return nil
+}
+
+// exec runs a program in the guest.
+func (m *machine) exec(ctx context.Context, command qemu.Command) (qemu.Result, error) {
+	m.guestMu.Lock()
+	defer m.guestMu.Unlock()
+	if m.guest == nil || !m.snapshot().connected {
+		return qemu.Result{}, &hint.Error{
+			Field: "vmi", Value: m.inst.Name, Problem: "no guest agent answers", Remedy: "install and start qemu-guest-agent in the guest; weft console reaches it without",
+		}
+	}
+	return m.guest.Exec(ctx, command)
+}
+
+func (m *machine) update(change func(*machineFacts)) {
+	m.mu.Lock()
+	before := m.facts
+	change(&m.facts)
+	same := reflect.DeepEqual(before, m.facts)
+	m.mu.Unlock()
+	if !same {
+		m.changed()
+	}
+}
+
+func (m *machine) snapshot() machineFacts {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.facts
+}
+
+func (m *machine) noteLease(network string) {
+	m.mu.Lock()
+	known := m.leased[network]
+	m.leased[network] = true
+	m.mu.Unlock()
+	if !known {
+		m.changed()
+	}
+}
+
+// statusFacts gives what is known in the terms of package status.
+func (m *machine) statusFacts() status.Facts {
+	m.mu.Lock()
+	known := m.facts
+	leased := m.leased
+	facts := status.Facts{
+		Wire: map[string]status.WireFact{}, Machine: map[string]status.MachineFact{},
+		MachineRuns: known.runs, Guest: known.guest, AgentConnected: known.connected,
+		MachineReason: "it is starting",
+	}
+	if known.exit != nil {
+		facts.MachineReason = "it ended: " + known.exit.String()
+	}
+	for _, nic := range m.plan.NICs {
+		facts.Wire[nic.NIC.Network] = m.wireFact(nic, leased[nic.NIC.Network])
+		if device, ok := known.nics[nic.NIC.Network]; ok {
+			facts.Machine[nic.NIC.Network] = status.MachineFact{
+				Model: nic.NIC.Model, MAC: string(device.MAC), MACInUse: string(device.MACInUse),
+				Queues: nic.NIC.Queues, LinkUp: nic.NIC.LinkUp, Slot: nic.NIC.Slot,
+			}
+		}
+	}
+	m.mu.Unlock()
+	return facts
+}
+
+func (m *machine) wireFact(nic vmnet.NICPlan, leased bool) status.WireFact {
+	fact := status.WireFact{
+		TAP: string(nic.NIC.TAP), Bridge: string(bridgeOf(nic)), Leased: leased,
+	}
+	if nic.Serve == nil {
+		return fact
+	}
+	if lease := nic.Serve.Lease4; lease != nil {
+		fact.Serving = append(fact.Serving, "dhcpv4")
+		fact.Offered = append(fact.Offered, lease.Addr.Addr())
+	}
+	if lease := nic.Serve.Lease6; lease != nil {
+		fact.Serving = append(fact.Serving, "dhcpv6")
+		fact.Offered = append(fact.Offered, lease.Addr)
+	}
+	if nic.Serve.RA != nil {
+		fact.Serving = append(fact.Serving, "ra")
+	}
+	if server := m.servers[nic.NIC.Network]; server != nil {
+		if all := server.Transactions(); len(all) > 0 {
+			fact.LastExchange = exchangeText(all[len(all)-1])
+		}
+	}
+	return fact
+}
+
+func bridgeOf(nic vmnet.NICPlan) netstate.IfName {
+	i := slices.IndexFunc(nic.State.Links, func(l netstate.Link) bool { return l.Kind == netstate.KindBridge })
+	if i < 0 {
+		return ""
+	}
+	return nic.State.Links[i].Name
+}
+
+// exchangeText is one DHCP transaction as people read it.
+func exchangeText(t dhcp.Transaction) string {
+	answer := t.Answer
+	if answer == "" {
+		answer = "no answer"
+	}
+	text := fmt.Sprintf("%s %s %s -> %s", t.Time.Format(time.TimeOnly), t.Protocol, t.Request, answer)
+	if t.Given.IsValid() {
+		text += " " + t.Given.String()
+	}
+	if t.Reason != "" {
+		text += " (" + t.Reason + ")"
+	}
+	return text
+}
+
+// GuestExec runs a program in the guest of an instance.
+func (n *Node) GuestExec(ctx context.Context, key store.Key, command qemu.Command) (qemu.Result, error) {
+	vmi, err := n.cfg.Store.Get(ctx, kubevirt.InstanceKind, key)
+	if err != nil {
+		return qemu.Result{}, fmt.Errorf("vmi %s: %w", key, err)
+	}
+	pod, err := n.launcherPod(ctx, vmi)
+	if err != nil {
+		return qemu.Result{}, err
+	}
+	var m *machine
+	if pod != nil {
+		m = n.machine(store.KeyOf(pod))
+	}
+	if m == nil {
+		return qemu.Result{}, &hint.Error{Field: "vmi", Value: key.String(), Problem: "its machine does not run", Remedy: "weft describe vmi " + key.Name + " says what it waits for"}
+	}
+	return m.exec(ctx, command)
+}

@@ -1,0 +1,127 @@
+// Package agent does on one node what a Pod and a VM need of it: the sandbox
+// and its attachments, a VM's wiring, guest-facing servers and machine, and the
+// truth about all of it in their status.
+//
+// It decides nothing about which Pods there are (controllers do) and writes the
+// kernel only through dataplane and the chain engine.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/weftnet/weft/internal/chain"
+	"github.com/weftnet/weft/internal/dataplane"
+	"github.com/weftnet/weft/internal/image"
+	"github.com/weftnet/weft/internal/qemu"
+	"github.com/weftnet/weft/internal/reconcile"
+	"github.com/weftnet/weft/internal/record"
+	"github.com/weftnet/weft/internal/store"
+	"github.com/weftnet/weft/internal/vmnet"
+)
+
+// LauncherUID is the user and group QEMU runs as: no account of Debian has the
+// number (60000-64999 are given out by the project, Debian policy 9.2.2).
+const LauncherUID = 64107
+
+// Config is what a Node is made from.
+type Config struct {
+	// Instance is the tag in our marks.
+	Instance string
+	Store    store.Store
+	Engine   *chain.Engine
+	Records  *record.Store
+	Plane    *dataplane.Dataplane
+	Images   *image.Store
+	// NetNS gives the path of a Pod's namespace, VMDir the directory of a VM,
+	// SandboxID the id of a Pod's sandbox.
+	NetNS     func(namespace, pod string) string
+	VMDir     func(namespace, name string) string
+	SandboxID func(podUID string) string
+	// NetNSDir holds our namespaces among others; OwnsNetNS tells by the file's name.
+	NetNSDir  string
+	OwnsNetNS func(name string) bool
+	Accel     qemu.Accel
+	// DNS is the node's resolver configuration, read anew for each VM.
+	DNS func() (vmnet.DNS, error)
+	Now func() time.Time
+	Log *slog.Logger
+}
+
+// Node is the agent's part of one node.
+type Node struct {
+	cfg  Config
+	pods *reconcile.Loop
+
+	// mu guards machines: those wired on this node, by launcher Pod.
+	mu       sync.Mutex
+	machines map[store.Key]*machine
+}
+
+// New makes a Node.
+func New(cfg Config) *Node {
+	n := &Node{cfg: cfg, machines: map[store.Key]*machine{}}
+	const workers = 8 // stopping a guest holds one for seconds
+	n.pods = reconcile.NewLoop("pods", workers, cfg.Log, n.reconcilePod)
+	return n
+}
+
+// String names the task.
+func (n *Node) String() string { return "node" }
+
+// Run works until ctx ends. Pods and VMs stay as they are.
+func (n *Node) Run(ctx context.Context) error {
+	defer n.letGo()
+	if err := n.pods.Run(ctx); err != nil {
+		return fmt.Errorf("run node: %w", err)
+	}
+	return nil
+}
+
+// Sources wake the node's loop.
+func (n *Node) Sources() []reconcile.Source {
+	return []reconcile.Source{{Store: n.cfg.Store, GVK: podKind, Loop: n.pods}}
+}
+
+// letGo ends watches and servers, not the machines.
+func (n *Node) letGo() {
+	n.mu.Lock()
+	machines := n.machines
+	n.machines = map[store.Key]*machine{}
+	n.mu.Unlock()
+	for _, m := range machines {
+		m.close()
+	}
+}
+
+func (n *Node) machine(pod store.Key) *machine {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.machines[pod]
+}
+
+func (n *Node) setMachine(pod store.Key, m *machine) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if m == nil {
+		delete(n.machines, pod)
+		return
+	}
+	n.machines[pod] = m
+}
+
+// get gives an object, or nil if there is none.
+func (n *Node) get(ctx context.Context, gvk kindOf, key store.Key) (*store.Object, error) {
+	obj, err := n.cfg.Store.Get(ctx, gvk, key)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("get %s %s: %w", gvk.Kind, key, err)
+	}
+	return obj, nil
+}

@@ -1,0 +1,129 @@
+package chain
+
+import (
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/weftnet/weft/internal/netstate"
+	"github.com/weftnet/weft/internal/record"
+)
+
+// claims knows what the sandboxes of this machine share: bridges, the subnets
+// of the one masquerade table, and the MACs that were asked for. It is a digest
+// of the records, read once at start and kept up with them.
+type claims struct {
+	// kernel is held from the look at something shared to the claim on it, and
+	// while what nobody claims is deleted, so that no sandbox loses what it has
+	// just claimed.
+	kernel sync.Mutex
+
+	// table is held while the masquerade table is set; it guards tableHas, what
+	// it was last set to, and whether that is known.
+	table      sync.Mutex
+	tableHas   []netip.Prefix
+	tableKnown bool
+
+	// mu guards what follows.
+	mu        sync.Mutex
+	sandboxes map[string]claim
+}
+
+// claim is what one sandbox claims.
+type claim struct {
+	shared     []sharedLink
+	masquerade []netip.Prefix
+	macs       map[macKey]netstate.IfName
+}
+
+// sharedLink is a link of the host that several attachments stand on.
+type sharedLink struct {
+	name  netstate.IfName
+	kind  netstate.Kind
+	alias string
+}
+
+type macKey struct{ network, mac string }
+
+func newClaims() *claims { return &claims{sandboxes: map[string]claim{}} }
+
+// set replaces what a sandbox claims by what its record says; nil: nothing.
+func (c *claims) set(id string, box *record.Sandbox) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if box == nil || len(box.Attachments) == 0 {
+		delete(c.sandboxes, id)
+		return
+	}
+	mine := claim{macs: map[macKey]netstate.IfName{}}
+	for _, a := range box.Attachments {
+		for _, l := range a.Plan.Host.Links {
+			if l.Presence == netstate.Shared {
+				mine.shared = append(mine.shared, sharedLink{l.Name, l.Kind, l.Alias})
+			}
+		}
+		mine.masquerade = append(mine.masquerade, a.Masquerade...)
+		if a.Selection != nil && a.Selection.MAC != "" {
+			mine.macs[macKey{a.Network, a.Selection.MAC}] = a.Interface
+		}
+	}
+	c.sandboxes[id] = mine
+}
+
+// macHolder says who else asked for that MAC on that network.
+func (c *claims) macHolder(id, network, mac string) (sandbox string, ifName netstate.IfName, held bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for other, its := range c.sandboxes {
+		if ifName, ok := its.macs[macKey{network, mac}]; ok && other != id {
+			return other, ifName, true
+		}
+	}
+	return "", "", false
+}
+
+// masquerade gives the subnets of all sandboxes, sorted, each once.
+func (c *claims) masquerade() []netip.Prefix {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []netip.Prefix
+	for _, its := range c.sandboxes {
+		out = append(out, its.masquerade...)
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return slices.Compact(out)
+}
+
+// unclaimed gives those of links that nobody claims any more.
+func (c *claims) unclaimed(links []sharedLink) []sharedLink {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	claimed := map[netstate.IfName]bool{}
+	for _, its := range c.sandboxes {
+		for _, l := range its.shared {
+			claimed[l.name] = true
+		}
+	}
+	var out []sharedLink
+	for _, l := range links {
+		if !claimed[l.name] && !slices.Contains(out, l) {
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
+// claimsShared says whether any sandbox claims the shared link or one that
+// stands under the same owner.
+func (c *claims) claimsShared(name string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, its := range c.sandboxes {
+		for _, l := range its.shared {
+			if string(l.name) == name {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,125 @@
+// Package local runs weft on one Linux machine without Kubernetes: where an
+// instance keeps its state, how YAML becomes objects, the agent's socket API
+// for the CLI, and the few duties a kubelet has for a Pod that is only a
+// network sandbox.
+package local
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"path/filepath"
+	"strings"
+
+	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/netstate"
+)
+
+// DefaultTag is the tag of the instance that --root and WEFT_ROOT leave alone.
+const DefaultTag = "weft"
+
+// maxSocketPath is the room for a unix socket's path, sun_path of
+// include/uapi/linux/un.h less the closing NUL.
+const maxSocketPath = 107
+
+// Instance is one weft on this machine: its directories and the names by which
+// its links, namespaces and tables are told from another instance's.
+type Instance struct {
+	// Tag is part of every name and mark: "weft", or "weft-" and six hex digits
+	// of the root's hash.
+	Tag string
+	// State survives a reboot; Run need not.
+	State, Run string
+}
+
+// NewInstance gives the instance for root; empty root is the machine's own.
+func NewInstance(root string) (Instance, error) {
+	if root == "" {
+		return Instance{Tag: DefaultTag, State: "/var/lib/weft", Run: "/run/weft"}, nil
+	}
+	abs, err := filepath.Abs(root)
+	if err != nil {
+		return Instance{}, &hint.Error{Field: "--root", Value: root, Problem: "not a usable directory", Err: err, Remedy: "give an absolute path"}
+	}
+	sum := sha256.Sum256([]byte(abs))
+	in := Instance{Tag: DefaultTag + "-" + hex.EncodeToString(sum[:3]), State: abs, Run: filepath.Join(abs, "run")}
+	if len(in.Socket()) > maxSocketPath {
+		return Instance{}, &hint.Error{
+			Field: "--root", Value: root, Problem: "the path is too long for a unix socket in it",
+			Remedy: "choose a directory with a path of at most 85 characters",
+		}
+	}
+	return in, nil
+}
+
+// Socket is where the agent listens for the CLI.
+func (in Instance) Socket() string { return filepath.Join(in.Run, "agent.sock") }
+
+// LogFile is what an agent started by `weft up` writes its log to.
+func (in Instance) LogFile() string { return filepath.Join(in.State, "weftd.log") }
+
+// StoreFile holds the objects.
+func (in Instance) StoreFile() string { return filepath.Join(in.State, "objects.db") }
+
+// RecordDir holds one file per sandbox: its attachments.
+func (in Instance) RecordDir() string { return filepath.Join(in.State, "attachments") }
+
+// CNICacheDir is libcni's cache for foreign plugins.
+func (in Instance) CNICacheDir() string { return filepath.Join(in.State, "cni") }
+
+// ImageDir is the image store.
+func (in Instance) ImageDir() string { return filepath.Join(in.State, "images") }
+
+// DefaultNetworkFile is the CNI config of eth0; the user may replace it.
+func (in Instance) DefaultNetworkFile() string {
+	return filepath.Join(in.State, "default-network.conflist")
+}
+
+// VMDir holds the disks, logs and exit record of one virtual machine.
+func (in Instance) VMDir(namespace, name string) string {
+	return filepath.Join(in.State, "vms", namespace, name)
+}
+
+// NetNSDir is where named namespaces are mounted, iproute2's own place, so that
+// `ip netns exec` finds them.
+const NetNSDir = "/run/netns"
+
+// NetNS is the path of the namespace of a Pod. '_' cannot occur in a Kubernetes
+// name, so no two Pods and no two instances share one.
+func (in Instance) NetNS(namespace, pod string) string {
+	name := strings.Join([]string{in.Tag, namespace, pod}, "_")
+	if len(name) > 255 { // NAME_MAX, include/uapi/linux/limits.h
+		sum := sha256.Sum256([]byte(name))
+		name = name[:200] + "_" + hex.EncodeToString(sum[:8])
+	}
+	return filepath.Join(NetNSDir, name)
+}
+
+// OwnsNetNS says whether a file name in NetNSDir is a namespace of ours.
+func (in Instance) OwnsNetNS(name string) bool { return strings.HasPrefix(name, in.Tag+"_") }
+
+// DefaultBridge is the bridge of the built-in default network.
+func (in Instance) DefaultBridge() netstate.IfName {
+	if in.Tag == DefaultTag {
+		return "weft0"
+	}
+	return netstate.IfName("weft" + strings.TrimPrefix(in.Tag, DefaultTag))
+}
+
+// SandboxID is the container id of a Pod's sandbox: one per Pod object, so that
+// a Pod deleted and made again under its name is another sandbox.
+func SandboxID(podUID string) string {
+	sum := sha256.Sum256([]byte("weft sandbox " + podUID))
+	return hex.EncodeToString(sum[:])
+}
+
+// ErrNoAgent means that nobody listens on the instance's socket.
+var ErrNoAgent = errors.New("no agent runs for this root")
+
+// OwnPaths lists everything weft makes below State.
+func (in Instance) OwnPaths() []string {
+	return []string{
+		in.LogFile(), in.StoreFile(), in.RecordDir(), in.CNICacheDir(), in.ImageDir(),
+		in.DefaultNetworkFile(), filepath.Join(in.State, "vms"),
+	}
+}

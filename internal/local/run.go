@@ -1,0 +1,163 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weftnet/weft/internal/agent"
+	"github.com/weftnet/weft/internal/controller"
+	"github.com/weftnet/weft/internal/dataplane"
+	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/image"
+	"github.com/weftnet/weft/internal/qemu"
+	"github.com/weftnet/weft/internal/record"
+	storelocal "github.com/weftnet/weft/internal/store/local"
+	"github.com/weftnet/weft/internal/version"
+	"github.com/weftnet/weft/internal/vmnet"
+)
+
+// Options are what the agent of one machine is run with.
+type Options struct {
+	Instance Instance
+	// BinDirs are searched for foreign CNI plugins.
+	BinDirs []string
+	Accel   qemu.Accel
+	Log     *slog.Logger
+}
+
+// Run is the agent of one machine without Kubernetes. It ends when ctx does,
+// leaving Pods and VMs as they are, or after a down.
+func Run(ctx context.Context, opt Options) (err error) {
+	in := opt.Instance
+	for _, dir := range []string{in.State, in.Run} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return &hint.Error{Field: "--root", Value: dir, Problem: "cannot be made", Err: err, Remedy: "choose a directory on a writable disk"}
+		}
+	}
+	objects, err := storelocal.Open(in.StoreFile(), storelocal.Options{Log: opt.Log})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, objects.Close()) }()
+	records, err := record.Open(in.RecordDir())
+	if err != nil {
+		return err
+	}
+	images, err := image.Open(in.ImageDir())
+	if err != nil {
+		return err
+	}
+	plane, err := dataplane.New(dataplane.Config{Instance: in.Tag})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, plane.Close()) }()
+	engine, err := newEngine(ctx, opt, objects, records, plane)
+	if err != nil {
+		return err
+	}
+	seed, err := macSeed(in)
+	if err != nil {
+		return err
+	}
+	node := agent.New(agent.Config{
+		Instance: in.Tag, Store: objects, Engine: engine, Records: records, Plane: plane, Images: images,
+		NetNS: in.NetNS, VMDir: in.VMDir, SandboxID: SandboxID, Accel: opt.Accel, DNS: readResolvConf,
+		OwnsNetNS: in.OwnsNetNS, NetNSDir: NetNSDir, Now: time.Now, Log: opt.Log,
+	})
+	if err := node.Restore(ctx); err != nil {
+		return err
+	}
+	controllers := controller.New(controller.Config{Store: objects, MACSeed: seed, Now: time.Now, Log: opt.Log})
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	server := &Server{
+		Instance: in, Info: Info{Version: version.Text, PID: os.Getpid(), Tag: in.Tag, Accel: string(opt.Accel)},
+		Store: objects, Applier: &Applier{Store: objects, Validate: validate},
+		Backend: &backend{Node: node, instance: in, store: objects, controllers: controllers, prune: node.PruneAll},
+		Ended:   end,
+	}
+	return runTasks(ctx, opt.Log, tasksOf(node, controllers, server))
+}
+
+func tasksOf(node *agent.Node, controllers *controller.Controllers, server *Server) []controller.Task {
+	tasks := append(controllers.Tasks(), node, server)
+	for _, source := range node.Sources() {
+		tasks = append(tasks, source)
+	}
+	return tasks
+}
+
+func runTasks(ctx context.Context, log *slog.Logger, tasks []controller.Task) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, task := range tasks {
+		group.Go(func() error {
+			if err := task.Run(ctx); err != nil && ctx.Err() == nil {
+				return fmt.Errorf("%s: %w", task, err)
+			}
+			return nil
+		})
+	}
+	log.Info("agent runs")
+	err := group.Wait()
+	log.Info("agent ends")
+	return err
+}
+
+// macSeed gives what tells this machine's made-up MACs from another's.
+func macSeed(in Instance) (string, error) {
+	id, err := os.ReadFile("/etc/machine-id")
+	if errors.Is(err, os.ErrNotExist) {
+		name, err := os.Hostname()
+		if err != nil {
+			return "", fmt.Errorf("read host name: %w", err)
+		}
+		id = []byte(name)
+	} else if err != nil {
+		return "", fmt.Errorf("read machine id: %w", err)
+	}
+	return strings.TrimSpace(string(id)) + "/" + in.Tag, nil
+}
+
+// readResolvConf reads the machine's resolver configuration, for guests.
+func readResolvConf() (vmnet.DNS, error) {
+	content, err := os.ReadFile("/etc/resolv.conf")
+	if errors.Is(err, os.ErrNotExist) {
+		return vmnet.DNS{}, nil
+	}
+	if err != nil {
+		return vmnet.DNS{}, fmt.Errorf("read resolver configuration: %w", err)
+	}
+	return parseResolvConf(string(content)), nil
+}
+
+// parseResolvConf reads nameserver, domain and search lines (resolv.conf(5)).
+// What is malformed is left out, as a resolver does.
+func parseResolvConf(content string) vmnet.DNS {
+	var dns vmnet.DNS
+	for line := range strings.SplitSeq(content, "\n") {
+		fields := strings.Fields(line)
+		if len(fields) < 2 {
+			continue
+		}
+		switch fields[0] {
+		case "nameserver":
+			if addr, err := netip.ParseAddr(fields[1]); err == nil {
+				dns.Nameservers = append(dns.Nameservers, addr.WithZone(""))
+			}
+		case "domain":
+			dns.Domain = fields[1]
+		case "search":
+			dns.Search = fields[1:]
+		}
+	}
+	return dns
+}
