@@ -197,7 +197,7 @@ func TestStableUUID(t *testing.T) {
 	if len(got) != 36 || got[14] != '8' || !strings.Contains("89ab", got[19:20]) {
 		t.Errorf("%s is not of RFC 9562's version 8", got)
 	}
-	golden(t, "uuid", got+"\n") // it must never change
+	golden(t, "uuid.golden", got+"\n") // it must never change
 	seen := map[string]bool{got: true}
 	for _, id := range [][3]string{{"defaul", "tvm1", ""}, {"default", "vm", "1"}, {"", "", ""}} {
 		other := StableUUID(id[0], id[1], id[2])

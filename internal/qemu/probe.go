@@ -63,7 +63,7 @@ func Probe() ProbeResult {
 	go func() {
 		// The thread is thrown away with the goroutine: signals are aimed at it.
 		runtime.LockOSThread()
-		took, err := probeLoop("/dev/kvm")
+		took, err := probeLoop("/dev/kvm", probeCode)
 		result <- outcome{took, err}
 	}()
 	limit := time.NewTimer(probeLimit)
@@ -100,8 +100,8 @@ func ioctlPointer(fd int, request uintptr, argument unsafe.Pointer) error {
 	return nil
 }
 
-// probeLoop gives the CPU time the loop took on this thread.
-func probeLoop(device string) (took time.Duration, err error) {
+// probeLoop gives the CPU time the guest's code took on this thread until it halted.
+func probeLoop(device string, code []byte) (took time.Duration, err error) {
 	kvm, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0, fmt.Errorf("open %s: %w", device, err)
@@ -118,7 +118,7 @@ func probeLoop(device string) (took time.Duration, err error) {
 		return 0, fmt.Errorf("map guest memory: %w", err)
 	}
 	defer unix.Munmap(mem)
-	copy(mem, probeCode)
+	copy(mem, code)
 	// struct kvm_userspace_memory_region
 	region := struct {
 		slot, flags         uint32
