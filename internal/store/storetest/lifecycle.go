@@ -95,6 +95,17 @@ func ownerNeverThere(f *fixture) {
 	f.create(f.owned("stale", owner))
 	f.create(f.owned("fine", owner2))
 	f.gone("stale")
+
+	// Right UID, but by another name, or of another namespace.
+	misnamed := f.owned("misnamed", owner2)
+	refs := misnamed.GetOwnerReferences()
+	refs[0].Name = "somebody"
+	misnamed.SetOwnerReferences(refs)
+	f.create(misnamed)
+	f.gone("misnamed")
+	other := &fixture{T: f.T, s: f.s, ctx: f.ctx, ns: f.namespace()}
+	other.create(other.owned("abroad", owner2))
+	other.gone("abroad")
 	f.get("fine")
 }
 
