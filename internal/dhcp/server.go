@@ -297,11 +297,15 @@ func (s *Server) served() *served {
 func (s *Server) session(ctx context.Context, conn *frame.Conn, home linux.ID) error {
 	device := s.served()
 	down := make(chan struct{}, 1) // one look at the device covers all
-	read := make(chan error, 1)    // the reader's last word
-	go func() { read <- s.receive(ctx, conn, down) }()
+	failed := make(chan error, 1)  // the reader's last word, which nobody need hear
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		failed <- s.receive(ctx, conn, down)
+	}()
 	defer func() {
 		_ = conn.Close() // nothing is buffered in it
-		_ = <-read       // told already, or that the socket is closed
+		<-done
 	}()
 	check := time.NewTicker(checkInterval)
 	defer check.Stop()
@@ -311,8 +315,7 @@ func (s *Server) session(ctx context.Context, conn *frame.Conn, home linux.ID) e
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case err := <-read:
-			read <- err // for the deferred wait
+		case err := <-failed:
 			s.config.Log.Warn("cannot read from the guest, opening the socket again", "tap", device.TAP, "err", err)
 			return nil
 		case <-s.changed:
