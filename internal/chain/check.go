@@ -13,7 +13,7 @@ import (
 	"github.com/weftnet/weft/internal/record"
 )
 
-// ErrChanged: what CHECK found is not what was made.
+// ErrChanged says that what CHECK found is not what was made.
 var ErrChanged = errors.New("attachment is not as it was made")
 
 // Check compares all attachments of a sandbox with its record, and asks the

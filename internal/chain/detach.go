@@ -297,9 +297,12 @@ func (e *Engine) syncMasquerade(ctx context.Context) error {
 	if e.claims.tableKnown && slices.Equal(subnets, e.claims.tableHas) {
 		return nil // running nft costs more than an attachment
 	}
-	plan := e.masqueradePlan(subnets)
+	want := e.masqueradePlan(subnets)
+	// Named in last, it is looked for even if nothing is wanted of it.
+	last := netstate.Plan{Alias: want.Alias}
+	last.Host.Tables = append(last.Host.Tables, kind.MasqueradeTable(e.masqueradeTable(), want.Alias, nil))
 	e.claims.tableKnown = false
-	if _, err := e.Dataplane.Replace(ctx, "", e.masqueradePlan(e.claims.tableHas), plan); err != nil {
+	if _, err := e.Dataplane.Replace(ctx, "", last, want); err != nil {
 		return fmt.Errorf("set masquerade table: %w", err)
 	}
 	e.claims.tableKnown, e.claims.tableHas = true, subnets

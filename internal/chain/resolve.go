@@ -16,7 +16,7 @@ import (
 	"github.com/weftnet/weft/internal/record"
 )
 
-// ErrUnknownNetwork: a network that was asked for does not exist.
+// ErrUnknownNetwork says that a network that was asked for does not exist.
 var ErrUnknownNetwork = errors.New("no such network")
 
 // Question is what Resolve answers: everything that was looked up for one
@@ -179,7 +179,7 @@ func eachHint(err error, change func(*hint.Error)) error {
 		}
 		return errors.Join(parts...)
 	}
-	h, ok := err.(*hint.Error)
+	h, ok := err.(*hint.Error) //nolint:errorlint // this walks the tree itself
 	if !ok {
 		return err
 	}

@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -30,17 +31,18 @@ func isDefaultRoute(r netstate.Route) bool {
 }
 
 // steer decides which default routes each attachment has, by the index in list.
-func steer(list []*record.Attachment) ([][]netstate.Route, error) {
+// Unless all is made, an attachment without addresses may still get some.
+func steer(list []*record.Attachment, allMade bool) ([][]netstate.Route, error) {
 	wanted := make([][]netstate.Route, len(list))
 	for _, v4 := range []bool{true, false} {
-		if err := steerFamily(list, wanted, v4); err != nil {
+		if err := steerFamily(list, wanted, v4, allMade); err != nil {
 			return nil, err
 		}
 	}
 	return wanted, nil
 }
 
-func steerFamily(list []*record.Attachment, wanted [][]netstate.Route, v4 bool) error {
+func steerFamily(list []*record.Attachment, wanted [][]netstate.Route, v4, allMade bool) error {
 	keeper := -1
 	for i, a := range list {
 		if a.Selection == nil || a.Selection.DefaultRoute == nil {
@@ -50,8 +52,11 @@ func steerFamily(list []*record.Attachment, wanted [][]netstate.Route, v4 bool) 
 			if gw.Is4() != v4 {
 				continue
 			}
-			if err := reachable(a, j, gw); err != nil {
-				return err
+			subnets := addressesIn(a)
+			if len(subnets) > 0 || allMade {
+				if err := reachable(a, j, gw, subnets); err != nil {
+					return err
+				}
 			}
 			wanted[i] = append(wanted[i], gatewayRoute(a, gw))
 			return nil
@@ -111,12 +116,12 @@ func gatewayRoute(a *record.Attachment, gw netip.Addr) netstate.Route {
 
 // reachable refuses a gateway that is in no subnet of the attachment: the
 // kernel would say "network is unreachable" and no more.
-func reachable(a *record.Attachment, j int, gw netip.Addr) error {
+func reachable(a *record.Attachment, j int, gw netip.Addr, addresses []netip.Prefix) error {
 	if gw.IsLinkLocalUnicast() {
 		return nil
 	}
 	var subnets []string
-	for _, p := range addressesIn(a) {
+	for _, p := range addresses {
 		if p.Masked().Contains(gw) {
 			return nil
 		}
@@ -153,8 +158,80 @@ func addressesIn(a *record.Attachment) []netip.Prefix {
 // planDefaults puts the wanted default routes into a plan that is not applied
 // yet, in place of its own.
 func planDefaults(a *record.Attachment, wanted []netstate.Route) {
+	if len(a.Plan.Pod.Addrs) == 0 {
+		wanted = nil // a foreign IPAM has not been asked yet
+	}
 	a.Plan.Pod.Routes = append(slices.DeleteFunc(slices.Clone(a.Plan.Pod.Routes), isDefaultRoute), wanted...)
 	a.HasDefaults = wanted
+}
+
+// changeDefaults gives the change of kernel state that leads attachments which
+// are made from the default routes they have to those wanted; settle then makes
+// plans and results say so.
+func changeDefaults(list []*record.Attachment, wanted [][]netstate.Route) (last, want netstate.Plan, settle func() error) {
+	var changed []int
+	for i, a := range list {
+		if slices.Equal(a.HasDefaults, wanted[i]) {
+			continue
+		}
+		changed = append(changed, i)
+		if len(a.Moved) > 0 {
+			continue // a guest has the addresses, and its own routes
+		}
+		link := netstate.Link{Name: a.Interface, Presence: netstate.Existing}
+		last.Pod.Links, want.Pod.Links = append(last.Pod.Links, link), append(want.Pod.Links, link)
+		last.Pod.Routes, want.Pod.Routes = append(last.Pod.Routes, a.HasDefaults...), append(want.Pod.Routes, wanted[i]...)
+	}
+	return last, want, func() error {
+		for _, i := range changed {
+			if err := setDefaults(list[i], wanted[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// setDefaults makes plan and result of an attachment say which default routes
+// it has.
+func setDefaults(a *record.Attachment, wanted []netstate.Route) error {
+	result, err := Result(a)
+	if err != nil {
+		return err
+	}
+	if result != nil {
+		resultDefaults(result, a.HasDefaults, wanted)
+		if a.Result, err = encodeResult(result); err != nil {
+			return err
+		}
+	}
+	if a.NativeMain {
+		planDefaults(a, wanted)
+	}
+	a.HasDefaults = wanted
+	return nil
+}
+
+// resteer makes the default routes of a sandbox what steer says, in the kernel,
+// the plans and the results.
+func (e *Engine) resteer(ctx context.Context, box *record.Sandbox) error {
+	var list []*record.Attachment
+	for _, a := range box.Attachments {
+		if a.Stage == record.Attached || a.Stage == record.Intent {
+			list = append(list, a) // the others are on their way out
+		}
+	}
+	wanted, err := steer(list, true)
+	if err != nil {
+		return err
+	}
+	last, want, settle := changeDefaults(list, wanted)
+	if len(want.Pod.Links) > 0 {
+		if _, err := e.Dataplane.Replace(ctx, box.NetNS, last, want); err != nil {
+			return fmt.Errorf("set default routes: %w", err)
+		}
+	}
+	return settle()
 }
 
 // resultDefaults makes a result say what default routes there are: own are

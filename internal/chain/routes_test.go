@@ -36,9 +36,13 @@ func checkAgreement(t *testing.T, w *world, id string) {
 			t.Fatal(err)
 		}
 		for _, r := range result.Routes {
-			if isDefault(r) {
-				inResult = append(inResult, r.GW.String()+" dev "+string(a.Interface))
+			if !isDefault(r) {
+				continue
 			}
+			if r.GW == nil && len(a.HasDefaults) == 1 { // by the gateway of its address
+				r.GW = toIP(a.HasDefaults[0].Via)
+			}
+			inResult = append(inResult, r.GW.String()+" dev "+string(a.Interface))
 		}
 		for _, gw := range status[i].Gateway {
 			inStatus = append(inStatus, gw+" dev "+status[i].Interface)
@@ -134,7 +138,7 @@ func TestDefaultRouteMovesWithHotplug(t *testing.T) {
 	w.same("without it again", w.defaultsOf(w.pod("a")), before)
 	checkAgreement(t, w, "a")
 	// A failing hotplug leaves the routes as they were, too.
-	w.nads.add("demo/broken", strings.Replace(twoStack, `"type":"bridge"`, `"plugins":[{"type":"bridge"`, 1)+`,{"type":"missing"}]}`)
+	w.nads.add("demo/broken", strings.Replace(twoStack, `"type":"bridge"`, `"plugins":[{"type":"bridge"`, 1)+`,{"type":"alpha","dir":"`+w.rec()+`","behave":{"ADD":"fail"}}]}`)
 	if _, err := w.engine.Attach(t.Context(), "a", netattach.Selection{Namespace: "demo", Name: "broken", Interface: "x0", DefaultRoute: []netip.Addr{netip.MustParseAddr("10.20.0.1")}}); err == nil {
 		t.Fatal("attached")
 	}
@@ -191,7 +195,7 @@ func TestSteer(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := steer(tt.list)
+			got, err := steer(tt.list, true)
 			if err != nil {
 				t.Fatal(err)
 			}

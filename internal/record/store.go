@@ -41,7 +41,7 @@ const maxID = 200
 // validID is what CNI allows as a container id (CNI specification 1.1, section 2).
 var validID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$`)
 
-// ErrNotFound: there is no record of that sandbox.
+// ErrNotFound says that there is no record of that sandbox.
 var ErrNotFound = errors.New("no record of this sandbox")
 
 // DamagedError says that a record could not be read and was set aside.

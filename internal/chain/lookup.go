@@ -1,0 +1,101 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/weftnet/weft/api/netattach"
+)
+
+// resolve looks everything up that Resolve wants to know.
+func (e *Engine) resolve(ctx context.Context, req Request) ([]Delegate, error) {
+	networks, networksErr := netattach.ParseNetworks(req.Annotations[netattach.NetworksAnnotation], req.Pod.Namespace)
+	namespace := req.DefaultNamespace
+	if namespace == "" {
+		namespace = "kube-system"
+	}
+	chosen, chosenErr := netattach.ParseDefaultNetwork(req.Annotations[netattach.DefaultNetworkAnnotation], namespace)
+	if err := errors.Join(networksErr, chosenErr); err != nil {
+		return nil, err
+	}
+	q := Question{
+		Sandbox: req.ID, Pod: req.Pod, IfName: req.IfName, RuntimeConfig: req.RuntimeConfig, CNIArgs: req.CNIArgs,
+		Selections: networks, First: 1, Kinds: e.Kinds,
+	}
+	if q.IfName == "" {
+		q.IfName = "eth0"
+	}
+	if err := e.defaultNetwork(ctx, req, chosen, &q); err != nil {
+		return nil, err
+	}
+	if err := e.lookUp(ctx, &q); err != nil {
+		return nil, err
+	}
+	return Resolve(q)
+}
+
+// defaultNetwork finds the config of the default network: the Pod's own choice,
+// the caller's, the engine's.
+func (e *Engine) defaultNetwork(ctx context.Context, req Request, chosen *netattach.Selection, q *Question) error {
+	network := e.Default
+	if req.Default != nil {
+		network = *req.Default
+	}
+	if chosen == nil && len(network.Config) > 0 {
+		conf, err := netattach.ParseConfig(network.Config, "default")
+		if err != nil {
+			return ofNetwork("default", err)
+		}
+		q.Default, q.DefaultName = conf, conf.Name
+		return nil
+	}
+	selection := chosen
+	if selection == nil {
+		if network.Name == "" {
+			return nil
+		}
+		selection = &netattach.Selection{Namespace: network.Namespace, Name: network.Name, Field: "default network"}
+	}
+	nad, err := e.Networks.Definition(ctx, selection.Namespace, selection.Name)
+	if err != nil {
+		return fmt.Errorf("look up default network %s: %w", selection.FullName(), err)
+	}
+	if nad == nil {
+		elsewhere, err := e.Networks.Namespaces(ctx, selection.Name)
+		if err != nil {
+			return fmt.Errorf("look up default network %s: %w", selection.FullName(), err)
+		}
+		return unknown(selection, elsewhere)
+	}
+	conf, err := netattach.ParseConfig([]byte(nad.Config), nad.Name)
+	if err != nil {
+		return ofNetwork(nad.FullName(), err)
+	}
+	q.Default, q.DefaultName, q.DefaultSelection = conf, nad.FullName(), chosen
+	return nil
+}
+
+// lookUp fills in the definitions of all selections.
+func (e *Engine) lookUp(ctx context.Context, q *Question) error {
+	q.Definitions = map[string]*netattach.NetworkAttachmentDefinition{}
+	q.Elsewhere = map[string][]string{}
+	for i := range q.Selections {
+		s := &q.Selections[i]
+		if _, known := q.Definitions[s.FullName()]; known {
+			continue
+		}
+		nad, err := e.Networks.Definition(ctx, s.Namespace, s.Name)
+		if err != nil {
+			return fmt.Errorf("look up network %s: %w", s.FullName(), err)
+		}
+		q.Definitions[s.FullName()] = nad
+		if nad != nil {
+			continue
+		}
+		if q.Elsewhere[s.Name], err = e.Networks.Namespaces(ctx, s.Name); err != nil {
+			return fmt.Errorf("look up network %s: %w", s.FullName(), err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,194 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/ipam"
+	"github.com/weftnet/weft/internal/kind"
+	"github.com/weftnet/weft/internal/netstate"
+	"github.com/weftnet/weft/internal/record"
+)
+
+// refuseMACs refuses a MAC another sandbox asked for on the same network.
+func (t *attaching) refuseMACs() error {
+	var errs []error
+	for _, w := range t.work {
+		if w.Selection == nil || w.Selection.MAC == "" {
+			continue
+		}
+		if other, ifName, held := t.claims.macHolder(t.box.ID, w.Network, w.Selection.MAC); held {
+			errs = append(errs, &hint.Error{
+				Field: w.Selection.Field + ".mac", Value: w.Selection.MAC,
+				Problem: fmt.Sprintf("is already the MAC of interface %s of sandbox %s on network %s", ifName, t.describe(other), w.Network),
+				Remedy:  "give each interface of a network a MAC of its own, or none",
+			})
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// findPlugins refuses what lacks a binary before anything is made: what was
+// never called need not be undone.
+func (t *attaching) findPlugins() error {
+	var errs []error
+	for _, w := range t.work {
+		var names []string
+		if w.IPAM != "" {
+			names = append(names, w.IPAM)
+		}
+		for i, p := range w.Conf.Plugins {
+			if i > 0 || w.Native == nil {
+				names = append(names, p.Type)
+			}
+		}
+		for _, name := range names {
+			_, err := t.runner.find(t.call(w, name, "ADD", nil))
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// describe names a sandbox by its Pod, if the record tells.
+func (t *attaching) describe(id string) string {
+	box, err := t.Records.Load(id)
+	if err != nil || box.Pod.Name == "" {
+		return id
+	}
+	return fmt.Sprintf("%s (Pod %s)", id, box.Pod)
+}
+
+// allocateAll takes the addresses of every native attachment, all or none: what
+// was taken stands in the record's leases, which the roll-back gives back.
+func (t *attaching) allocateAll(ctx context.Context) error {
+	var errs []error
+	for _, w := range t.work {
+		if w.Native == nil || w.IPAM != "" {
+			continue
+		}
+		for _, warning := range w.Native.Warnings() {
+			t.Log.Warn("network config", "network", w.Network, "warning", warning)
+		}
+		if err := t.allocate(ctx, w); err != nil {
+			errs = append(errs, blame(&w.Delegate, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (t *attaching) allocate(ctx context.Context, w *attachment) error {
+	config := w.Native.IPAM()
+	if config.Type == "" {
+		return nil
+	}
+	owner := ipam.AttachmentOwner(t.box.ID, string(w.Interface))
+	if s := w.Selection; s != nil && s.IPAMClaimReference != "" {
+		owner = ipam.ClaimOwner(t.box.Pod.Namespace, s.IPAMClaimReference)
+	}
+	var err error
+	if w.heldBefore, err = t.Addresses.Held(ctx, owner); err != nil {
+		return fmt.Errorf("list addresses of %s: %w", owner, err)
+	}
+	got, err := t.alloc.Allocate(ctx, config, owner)
+	if err != nil {
+		return err
+	}
+	held, err := t.Addresses.Held(ctx, owner)
+	if err != nil {
+		return fmt.Errorf("list addresses of %s: %w", owner, err)
+	}
+	for _, lease := range held {
+		if slices.ContainsFunc(got.Addresses, func(a ipam.Address) bool { return a.Prefix.Addr() == lease.Addr }) {
+			w.rec.Leases = append(w.rec.Leases, record.Lease{Scope: string(lease.Scope), Addr: lease.Addr, Owner: string(lease.Owner)})
+		}
+	}
+	if config.ResolvConf != "" {
+		text, err := os.ReadFile(config.ResolvConf)
+		if err != nil {
+			return &hint.Error{Field: "ipam.resolvConf", Value: config.ResolvConf, Problem: "cannot be read", Remedy: "name a file in resolv.conf(5) form, or leave it out", Err: err}
+		}
+		got.DNS = ipam.ParseResolvConf(text)
+	}
+	w.addresses = got
+	return nil
+}
+
+// planAndClaim plans and claims what is shared in one go: between the look at a
+// bridge and the claim on it nobody may delete it.
+func (t *attaching) planAndClaim() error {
+	t.claims.kernel.Lock()
+	defer t.claims.kernel.Unlock()
+	if err := t.planAll(); err != nil {
+		return err
+	}
+	t.claims.set(t.box.ID, t.box)
+	return nil
+}
+
+// planAll plans every native attachment. A foreign IPAM has not been asked yet:
+// such an attachment is planned without addresses first.
+func (t *attaching) planAll() error {
+	var made []netstate.Link
+	var errs []error
+	for _, w := range t.work {
+		if w.Native == nil {
+			continue
+		}
+		if err := t.plan(w, made); err != nil {
+			errs = append(errs, blame(&w.Delegate, err))
+			continue
+		}
+		made = append(made, w.out.Plan.Pod.Links...)
+	}
+	return errors.Join(errs...)
+}
+
+func (t *attaching) plan(w *attachment, made []netstate.Link) error {
+	facts, err := t.look.facts(w.Native.Needs(), made)
+	if err != nil {
+		return err
+	}
+	facts.NoIPv6, facts.OptimisticDAD = t.noIPv6, t.optDAD
+	w.out, err = w.Native.Plan(kind.Request{
+		Instance: t.Instance, Machine: t.Machine, Sandbox: t.box.ID, IfName: w.Interface,
+		Alias: w.rec.Alias, SharedAlias: t.sharedAlias(w.Native), Group: t.sandboxGroup(t.box.ID),
+		Addresses: w.addresses, Facts: facts,
+	})
+	if err != nil {
+		return err
+	}
+	w.rec.Plan = w.out.Plan
+	w.rec.Plan.Alias = w.rec.Alias
+	for i, r := range w.rec.Plan.Pod.Routes {
+		// The same destination by two networks: the first one wins, as with the
+		// reference plugins. Default routes are steered instead.
+		w.rec.Plan.Pod.Routes[i].IfAbsent = !isDefaultRoute(r)
+	}
+	w.rec.Masquerade = w.out.Masquerade
+	t.masquerades = t.masquerades || len(w.out.Masquerade) > 0
+	w.rec.Defaults = nil
+	for _, r := range w.rec.Plan.Pod.Routes {
+		if isDefaultRoute(r) {
+			w.rec.Defaults = append(w.rec.Defaults, r)
+		}
+	}
+	return nil
+}
+
+// sharedAlias marks what an attachment shares with others: one owner for each
+// bridge, so that one is pruned without the others.
+func (e *Engine) sharedAlias(conf kind.Conf) string {
+	name := ""
+	for _, q := range conf.Needs() {
+		if q.Side == netstate.Host {
+			name = string(q.Name)
+			break
+		}
+	}
+	return netstate.Alias(e.Instance, ownerShared+name)
+}
