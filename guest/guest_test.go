@@ -4,6 +4,7 @@ package guest_test
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"io"
 	"net"
@@ -20,6 +21,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"github.com/weftnet/weft/guest/echo"
+	"github.com/weftnet/weft/internal/image"
 	"github.com/weftnet/weft/test/vmlab"
 )
 
@@ -288,6 +290,31 @@ func testServe(t *testing.T, f *fabric, m *vmlab.Machine) {
 		f.inside(t, func() error { return group.Send("tick of " + text) })
 		m.Console.Wait(t, "mcast eth0 "+text)
 		wantContains(t, "multicast", m.Console.Wait(t, "tick of "+text), "mcast eth0")
+	}
+}
+
+// TestArchive: what is loaded as an image is what was built.
+func TestArchive(t *testing.T) {
+	vmlab.Require(t)
+	small := vmlab.SmallGuest(t)
+	store, err := image.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	loaded, err := store.Load(t.Context(), small.Archive, "")
+	if err != nil || len(loaded) != 1 || loaded[0].Name != "localhost/weft/guest:latest" {
+		t.Fatalf("got %+v, %v; want localhost/weft/guest:latest", loaded, err)
+	}
+	for path, built := range map[string]string{"/boot/vmlinuz": small.Kernel, "/boot/initrd": small.Initrd} {
+		file, err := store.Extract(t.Context(), "localhost/weft/guest", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, gotErr := os.ReadFile(file.Path)
+		want, wantErr := os.ReadFile(built)
+		if gotErr != nil || wantErr != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes, %v; want the %d of %s, %v", path, len(got), gotErr, len(want), built, wantErr)
+		}
 	}
 }
 

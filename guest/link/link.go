@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"syscall"
 	"time"
 
@@ -144,24 +145,21 @@ func receive(ctx context.Context, sock int, report func(Event)) error {
 
 // parse reads one message; ok is false for what is of no interest.
 func parse(msg syscall.NetlinkMessage) (event Event, ok bool) {
+	headerLen := 0
 	switch msg.Header.Type {
 	case unix.RTM_NEWNDUSEROPT:
 		return parseDNS(msg.Data)
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-		if len(msg.Data) < unix.SizeofIfInfomsg {
-			return Event{}, false
-		}
+		headerLen = unix.SizeofIfInfomsg
 	case unix.RTM_NEWADDR:
-		if len(msg.Data) < unix.SizeofIfAddrmsg {
-			return Event{}, false
-		}
+		headerLen = unix.SizeofIfAddrmsg
 	default:
 		return Event{}, false
 	}
-	attrs, err := syscall.ParseNetlinkRouteAttr(&msg)
-	if err != nil {
+	if len(msg.Data) < headerLen {
 		return Event{}, false
 	}
+	attrs := parseAttrs(msg.Data[headerLen:])
 	index := int(binary.NativeEndian.Uint32(msg.Data[4:])) // same place in both headers
 	switch {
 	case msg.Header.Type == unix.RTM_NEWADDR:
@@ -174,11 +172,11 @@ func parse(msg syscall.NetlinkMessage) (event Event, ok bool) {
 	flags := binary.NativeEndian.Uint32(msg.Data[8:])
 	state := &State{Index: index, Up: flags&unix.IFF_UP != 0, Carrier: flags&unix.IFF_LOWER_UP != 0}
 	for _, attr := range attrs {
-		switch attr.Attr.Type {
+		switch attr.kind {
 		case unix.IFLA_IFNAME:
-			state.Name = unix.ByteSliceToString(attr.Value)
+			state.Name = unix.ByteSliceToString(attr.value)
 		case unix.IFLA_ADDRESS:
-			state.MAC = net.HardwareAddr(attr.Value)
+			state.MAC = slices.Clone(attr.value) // the buffer is used again
 		}
 	}
 	if msg.Header.Type == unix.RTM_DELLINK {
@@ -187,23 +185,39 @@ func parse(msg syscall.NetlinkMessage) (event Event, ok bool) {
 	return Event{Link: state}, true
 }
 
+// attribute is one attribute of a message (struct rtattr and what follows).
+type attribute struct {
+	kind  uint16
+	value []byte
+}
+
+// parseAttrs reads attributes up to the first that is cut off. The standard
+// library's reader panics on one (go1.26, syscall.ParseNetlinkRouteAttr).
+func parseAttrs(data []byte) []attribute {
+	var attrs []attribute
+	for len(data) >= unix.SizeofRtAttr {
+		length := int(binary.NativeEndian.Uint16(data))
+		if length < unix.SizeofRtAttr || length > len(data) {
+			break
+		}
+		kind := binary.NativeEndian.Uint16(data[2:]) & nlaTypeMask
+		attrs = append(attrs, attribute{kind, data[unix.SizeofRtAttr:length]})
+		data = data[min(align(length), len(data)):]
+	}
+	return attrs
+}
+
 // parseRA reads the flags the kernel keeps of a link's last advertisement.
-func parseRA(index int, attrs []syscall.NetlinkRouteAttr) (Event, bool) {
+func parseRA(index int, attrs []attribute) (Event, bool) {
 	for _, attr := range attrs {
-		if attr.Attr.Type&nlaTypeMask != unix.IFLA_PROTINFO {
+		if attr.kind != unix.IFLA_PROTINFO {
 			continue
 		}
-		for rest := attr.Value; len(rest) >= unix.SizeofRtAttr; {
-			length := int(binary.NativeEndian.Uint16(rest))
-			if length < unix.SizeofRtAttr || length > len(rest) {
-				break
+		for _, inner := range parseAttrs(attr.value) {
+			if inner.kind == iflaInet6Flags && len(inner.value) >= 4 {
+				flags := binary.NativeEndian.Uint32(inner.value)
+				return Event{RA: &RA{Index: index, Managed: flags&ifRAManaged != 0, Other: flags&ifRAOtherConf != 0}}, true
 			}
-			if binary.NativeEndian.Uint16(rest[2:]) == iflaInet6Flags && length >= unix.SizeofRtAttr+4 {
-				flags := binary.NativeEndian.Uint32(rest[unix.SizeofRtAttr:])
-				ra := &RA{Index: index, Managed: flags&ifRAManaged != 0, Other: flags&ifRAOtherConf != 0}
-				return Event{RA: ra}, true
-			}
-			rest = rest[min(align(length), len(rest)):]
 		}
 	}
 	return Event{}, false
@@ -211,18 +225,18 @@ func parseRA(index int, attrs []syscall.NetlinkRouteAttr) (Event, bool) {
 
 // parseAddr reads an address if the kernel made it from an advertisement and
 // duplicate address detection is over.
-func parseAddr(index int, header []byte, attrs []syscall.NetlinkRouteAttr) (Event, bool) {
+func parseAddr(index int, header []byte, attrs []attribute) (Event, bool) {
 	var ip netip.Addr
 	var fromRA bool
 	flags := uint32(header[2])
 	for _, attr := range attrs {
 		switch {
-		case attr.Attr.Type == unix.IFA_ADDRESS:
-			ip, _ = netip.AddrFromSlice(attr.Value)
-		case attr.Attr.Type == ifaProto && len(attr.Value) > 0:
-			fromRA = attr.Value[0] == ifaProtoRA
-		case attr.Attr.Type == unix.IFA_FLAGS && len(attr.Value) >= 4:
-			flags = binary.NativeEndian.Uint32(attr.Value)
+		case attr.kind == unix.IFA_ADDRESS:
+			ip, _ = netip.AddrFromSlice(attr.value)
+		case attr.kind == ifaProto && len(attr.value) > 0:
+			fromRA = attr.value[0] == ifaProtoRA
+		case attr.kind == unix.IFA_FLAGS && len(attr.value) >= 4:
+			flags = binary.NativeEndian.Uint32(attr.value)
 		}
 	}
 	if !fromRA || !ip.IsValid() || flags&unix.IFA_F_TENTATIVE != 0 {
@@ -262,7 +276,10 @@ func parseDNS(data []byte) (Event, bool) {
 		}
 		opts = opts[length:]
 	}
-	return Event{DNS: dns}, len(dns.Servers)+len(dns.Search) > 0
+	if len(dns.Servers)+len(dns.Search) == 0 {
+		return Event{}, false
+	}
+	return Event{DNS: dns}, true
 }
 
 // domains reads names in the form of RFC 1035, section 3.1, padded with zeros.

@@ -93,11 +93,11 @@ config:
   - type: static6
     address: fd00::2/64
     routes: [{network: "fd01::", netmask: 48, gateway: "fd00::9"}, {destination: 10.7.0.0/16, gateway: 10.0.0.9}]
-- {type: nameserver, address: [3.3.3.3], search: [y]}
+- {type: nameserver, address: [3.3.3.3], search: [y.example]}
 - {type: bond, name: bond0}
 `,
 			want: Seed{
-				DNS: []string{"3.3.3.3"}, Search: []string{"y"}, Ignored: []string{"network-config type bond"},
+				DNS: []string{"3.3.3.3"}, Search: []string{"y.example"}, Ignored: []string{"network-config type bond"},
 				NICs: []NIC{{
 					Name: "eth0", MAC: "02:00:00:00:00:01", MTU: 1400, DHCP4: true, DNS: []string{"1.1.1.1", "2.2.2.2"},
 					Addrs: []netip.Prefix{prefix("10.0.0.2/24"), prefix("fd00::2/64")},
