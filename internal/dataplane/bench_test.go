@@ -185,3 +185,23 @@ func BenchmarkDelete(b *testing.B) {
 	b.ReportMetric(median(took[8]).Seconds()*1e3, "ms/delete8")
 	b.ReportMetric(float64(median(took[8]))/float64(median(took[1])), "ratio8to1")
 }
+
+// BenchmarkWire wires a guest to a NIC: bridge, TAP, forwarding entry, sysctls
+// and two tables in one nft transaction.
+func BenchmarkWire(b *testing.B) {
+	l := newLab(b)
+	l.addWire(b)
+	l.apply(b, attachPlan(0))
+	plan := vmPlan()
+	var took []time.Duration
+	for b.Loop() {
+		b.StopTimer()
+		l.renew(b)
+		l.apply(b, bridgePlan())
+		b.StartTimer()
+		start := time.Now()
+		l.apply(b, plan)
+		took = append(took, time.Since(start))
+	}
+	b.ReportMetric(float64(median(took).Microseconds()), "µs/wire")
+}

@@ -95,18 +95,18 @@ func (d *Dataplane) Replace(ctx context.Context, netns string, last, want netsta
 		}
 		ops := netstate.Diff(have, s.want)
 		n := disruptive(have, s.want, ops)
-		if n == 0 {
-			facts.Ops += len(ops)
-			if err := s.run(ctx, have, ops); err != nil {
-				return Facts{}, err
-			}
-			return s.finish(ctx, facts)
+		if n > 0 {
+			// The kernel may take more along than it is told to (routes and secondary
+			// addresses go with an address): look again before building on it.
+			ops = ops[:n]
 		}
-		// The kernel may take more along than it is told to (routes and secondary
-		// addresses go with an address): look again before building on it.
-		facts.Ops += n
-		if err := s.run(ctx, have, ops[:n]); err != nil {
+		facts.Ops += len(ops)
+		err = s.run(ctx, have, ops)
+		if err != nil && !errors.Is(err, errRace) {
 			return Facts{}, err
+		}
+		if err == nil && n == 0 {
+			return s.finish(ctx, facts)
 		}
 		s.forget()
 	}

@@ -15,6 +15,11 @@ import (
 // vethInfoPeer is VETH_INFO_PEER (include/uapi/linux/veth.h).
 const vethInfoPeer = 1
 
+// errRace means that a link turned up between our look and our message: another
+// attachment made the bridge both share, or a stranger took the name. The next
+// look tells which.
+var errRace = errors.New("somebody else made the link meanwhile")
+
 // createFlags makes a link and fails if the name is taken.
 const createFlags = unix.NLM_F_CREATE | unix.NLM_F_EXCL
 
@@ -49,6 +54,9 @@ func (s *session) addLink(v *view, l netstate.Link, f netstate.Fields) error {
 	}
 	v.changed(l.Name)
 	err = s.do(maker.conn, "create link", unix.RTM_NEWLINK, createFlags, append(payload, more...)...)
+	if errors.Is(err, unix.EEXIST) {
+		return errRace
+	}
 	if err != nil {
 		return createError(l, err)
 	}
@@ -250,7 +258,7 @@ func createError(l netstate.Link, err error) error {
 			Remedy: "use a kernel with CONFIG_BRIDGE_VLAN_FILTERING, or a bridge per VLAN",
 		}
 	case errors.Is(err, unix.EOPNOTSUPP):
-		return kindHint(l.Kind, err)
+		return linux.KindHint(l.Kind, err)
 	case errors.Is(err, unix.EADDRINUSE) && l.Macvlan != nil:
 		return &hint.Error{
 			Field: "mac", Value: string(l.MAC), Problem: fmt.Sprintf("another link on %s has this address", l.Macvlan.Parent), Err: err,
@@ -268,12 +276,4 @@ func createError(l netstate.Link, err error) error {
 		}
 	}
 	return err
-}
-
-// kindHint explains that the kernel knows no links of a kind.
-func kindHint(kind netstate.Kind, err error) error {
-	return &hint.Error{
-		Field: "type", Value: string(kind), Problem: "the kernel has no links of this type", Err: err,
-		Remedy: fmt.Sprintf("load the module: modprobe %s; if there is none, the kernel was built without it", kind),
-	}
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/netstate"
 )
 
@@ -85,6 +86,42 @@ func linkText(name netstate.IfName, index int) string {
 		return string(name)
 	}
 	return fmt.Sprintf("with index %d", index)
+}
+
+// ProbeKind says whether the kernel has links of a kind, by asking it to make
+// one in a namespace that is thrown away; the kernel loads a module if it finds
+// one. The error, if it has none, names the module.
+func ProbeKind(kind netstate.Kind) error {
+	done := make(chan error, 1)
+	go func() { done <- inThrowaway(func() error { return probeKind(kind) }) }()
+	return <-done
+}
+
+func probeKind(kind netstate.Kind) error {
+	fd, err := openSocket(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	c := &Conn{fd: fd}
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(unix.IFLA_INFO_KIND, nl.NonZeroTerminated(string(kind)))
+	err = c.Do(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, nl.NewIfInfomsg(unix.AF_UNSPEC), info)
+	if cerr := c.Close(); cerr != nil {
+		return fmt.Errorf("close netlink socket: %w", cerr)
+	}
+	// Any other error is about what the request left out, such as a parent.
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return KindHint(kind, err)
+	}
+	return nil
+}
+
+// KindHint explains that the kernel knows no links of a kind.
+func KindHint(kind netstate.Kind, err error) error {
+	return &hint.Error{
+		Field: "type", Value: string(kind), Problem: "the kernel has no links of this type", Err: err,
+		Remedy: fmt.Sprintf("load the module: modprobe %s; if there is none, the kernel was built without it", kind),
+	}
 }
 
 // Links lists every link of the namespace.

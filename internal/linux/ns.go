@@ -156,10 +156,17 @@ func CreateNS(path string) error {
 	return nil
 }
 
-// bindNew makes a namespace, binds it and goes back: a thread that ended inside
-// would do for most threads, but the process's first one never ends, and would
-// keep the namespace alive.
+// bindNew makes a namespace and binds it to path.
 func bindNew(path string) error {
+	return inThrowaway(func() error {
+		return unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
+	})
+}
+
+// inThrowaway runs f on this thread in a new namespace and goes back. Ending the
+// thread inside would do for most threads, but the process's first one never
+// ends, and would keep the namespace alive.
+func inThrowaway(f func() error) error {
 	runtime.LockOSThread()
 	home, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
@@ -169,14 +176,14 @@ func bindNew(path string) error {
 	defer home.Close()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		runtime.UnlockOSThread()
-		return rootHint(err)
+		return fmt.Errorf("make namespace: %w", rootHint(err))
 	}
-	merr := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
+	ferr := f()
 	if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); err != nil {
-		return errors.Join(merr, fmt.Errorf("leave the new namespace: %w", err))
+		return errors.Join(ferr, fmt.Errorf("leave the new namespace: %w", err))
 	}
 	runtime.UnlockOSThread()
-	return merr
+	return ferr
 }
 
 // shareDir makes dir a shared mount point, so that a namespace bound or unbound

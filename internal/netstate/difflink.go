@@ -27,6 +27,9 @@ func (d *differ) links(side Side) {
 			d.change(side, i, *h)
 		case w.Presence != Existing:
 			d.create(side, i)
+		default:
+			// Nobody but its maker can make it: the run will say that it is missing.
+			d.ops = append(d.ops, Op{Side: side, Verb: SetLink, Index: i, Text: "ip link set " + w.String() + ", which is not there"})
 		}
 	}
 }
