@@ -62,12 +62,14 @@ var sameCases = []sameCase{
 	{name: "bridge static by capability", conf: `{"type": "bridge", "bridge": "br0", "runtimeConfig": {"ips": ["10.77.0.6/24"]}, ` + fixed + `}`},
 	{name: "bridge that exists", conf: `{"type": "bridge", "bridge": "br0", "mtu": 1400, "isGateway": true, ` + pool + `}`, prepare: []string{"link add br0 address 02:00:00:00:00:b0 type bridge", "addr add 10.77.0.1/24 dev br0"}, keep: []string{"02:00:00:00:00:b0"}, known: []known{strangersRA}},
 	{name: "bridge that exists, address forced", conf: `{"type": "bridge", "bridge": "br0", "isGateway": true, "forceAddress": true, ` + pool + `}`, prepare: []string{"link add br0 address 02:00:00:00:00:b0 type bridge", "addr add 10.66.0.1/24 dev br0"}, keep: []string{"02:00:00:00:00:b0"}, known: []known{strangersRA}},
-	{name: "bridge route mtu", conf: `{"type": "bridge", "bridge": "br0", "ipam": {"type": "host-local", "dataDir": "DATADIR", "ranges": [` + v4 + `], "routes": [{"dst": "0.0.0.0/0", "mtu": 1300}]}}`,
+	{
+		name: "bridge route mtu", conf: `{"type": "bridge", "bridge": "br0", "ipam": {"type": "host-local", "dataDir": "DATADIR", "ranges": [` + v4 + `], "routes": [{"dst": "0.0.0.0/0", "mtu": 1300}]}}`,
 		known: []known{{
 			why:    "the reference writes a route's mtu and advmss into its result and not into the kernel",
 			ours:   []string{"pod route default via 10.77.0.1 dev net1 scope global metric 0 table main [{1300 0}]"},
 			theirs: []string{"pod route default via 10.77.0.1 dev net1 scope global metric 0 table main []"},
-		}}},
+		}},
+	},
 	{name: "macvlan of layer 2", conf: `{"type": "macvlan", "master": "eth0"}`},
 	{name: "macvlan of the default route", conf: `{"type": "macvlan", ` + pool + `}`},
 	{name: "macvlan bridge", conf: `{"type": "macvlan", "master": "eth0", "mode": "bridge", ` + pool + `}`},

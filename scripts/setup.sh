@@ -22,6 +22,7 @@ jq                        jq
 iputils-ping              ping
 tcpdump                   tcpdump
 isc-dhcp-client           dhclient
+dnsmasq-base              dnsmasq
 containernetworking-plugins /usr/lib/cni/bridge /usr/lib/cni/host-local /usr/lib/cni/tuning
 libxml2-utils             xmllint
 libvirt-clients           virsh virt-xml-validate

@@ -32,7 +32,8 @@ func TestParseNetworks(t *testing.T) {
 		{"alias of interface", `[{"name":"a","interfaceRequest":"x1"}]`, []Selection{{Name: "a", Namespace: "demo", Interface: "x1"}}},
 		{"empty default-route is not absent", `[{"name":"a","default-route":[]}]`, []Selection{{Name: "a", Namespace: "demo", DefaultRoute: []netip.Addr{}}}},
 		{"claim", `[{"name":"a","ipam-claim-reference":"vm.a"}]`, []Selection{{Name: "a", Namespace: "demo", IPAMClaimReference: "vm.a"}}},
-		{"every field", `[{"name":"a","namespace":"other","ips":["10.1.2.3/24","fd00::5"],"mac":"02:AA:00:00:00:01",
+		{
+			"every field", `[{"name":"a","namespace":"other","ips":["10.1.2.3/24","fd00::5"],"mac":"02:AA:00:00:00:01",
 			"infiniband-guid":"C2:11:22:33:44:55:66:77","interface":"x0",
 			"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"TCP","hostIP":"192.0.2.1"},{"hostPort":1,"containerPort":65535}],
 			"bandwidth":{"ingressRate":1000,"ingressBurst":2000,"egressRate":3,"egressBurst":4},
@@ -44,7 +45,8 @@ func TestParseNetworks(t *testing.T) {
 				Bandwidth:    &Bandwidth{1000, 2000, 3, 4}, DeviceID: "0000:03:02.1",
 				CNIArgs:      map[string]json.RawMessage{"k": json.RawMessage(`{"deep":[1]}`), "s": json.RawMessage(`"v"`)},
 				DefaultRoute: []netip.Addr{addr("10.1.2.1"), addr("fd00::1")},
-			}}},
+			}},
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -108,8 +110,10 @@ func TestParseNetworksRefuses(t *testing.T) {
 		{"key twice", `[{"name":"a","name":"b"}]`, []string{key + `[0].name "b": is given twice`}},
 		{"wrong type", `[{"name":5}]`, []string{key + `[0].name "5": is a number where a string is wanted`, key + "[0].name"}},
 		{"ips no list", `[{"name":"a","ips":"10.0.0.1"}]`, []string{key + `[0].ips "10.0.0.1": is a string where a list of strings is wanted`}},
-		{"ips no addresses", `[{"name":"a","ips":["x","10.0.0.1/33","","224.0.0.1","fe80::1%eth0","0.0.0.0",null]}]`,
-			[]string{key + `[0].ips[6] "null"`}},
+		{
+			"ips no addresses", `[{"name":"a","ips":["x","10.0.0.1/33","","224.0.0.1","fe80::1%eth0","0.0.0.0",null]}]`,
+			[]string{key + `[0].ips[6] "null"`},
+		},
 		{"ips each", `[{"name":"a","ips":["x","10.0.0.1/33","","224.0.0.1","fe80::1%eth0","0.0.0.0"]}]`, []string{
 			key + `[0].ips[0] "x": is no IP address; write it like`, key + `[0].ips[1] "10.0.0.1/33": is no address with prefix length`, key + `[0].ips[2]: is no IP address`,
 			key + `[0].ips[3] "224.0.0.1": is no address an interface`, key + `[0].ips[4] "fe80::1%eth0": is no address an`, key + `[0].ips[5] "0.0.0.0"`,
@@ -132,8 +136,10 @@ func TestParseNetworksRefuses(t *testing.T) {
 		}},
 		{"cni-args", `[{"name":"a","cni-args":[]}]`, []string{key + `[0].cni-args "[]": is a list where an object is wanted`}},
 		{"gateway", `[{"name":"a","default-route":["10.0.0.1/24"]}]`, []string{key + `[0].default-route[0] "10.0.0.1/24": is no gateway address`}},
-		{"two gateways of a family", `[{"name":"a","default-route":["10.0.0.1"]},{"name":"b","default-route":["fd00::1","10.0.0.2"]}]`,
-			[]string{key + `[1].default-route[1] "10.0.0.2": is a second default route of its family; ` + key + "[0].default-route[0] is the first"}},
+		{
+			"two gateways of a family", `[{"name":"a","default-route":["10.0.0.1"]},{"name":"b","default-route":["fd00::1","10.0.0.2"]}]`,
+			[]string{key + `[1].default-route[1] "10.0.0.2": is a second default route of its family; ` + key + "[0].default-route[0] is the first"},
+		},
 		{"ips and claim", `[{"name":"a","ips":["10.0.0.1"],"ipam-claim-reference":"c"}]`, []string{key + `[0].ipam-claim-reference "c": stands beside ips`}},
 	}
 	for _, tt := range tests {
@@ -165,7 +171,7 @@ func checkHints(t *testing.T, err error) {
 		}
 		return
 	}
-	h, ok := err.(*hint.Error)
+	h, ok := err.(*hint.Error) //nolint:errorlint // this walks the tree itself
 	if !ok {
 		t.Errorf("%T is no hint: %v", err, err)
 		return

@@ -115,7 +115,7 @@ func (a *app) readManifest(file string) ([]*store.Object, error) {
 	if err != nil {
 		return nil, &hint.Error{Field: "-f", Value: file, Problem: "cannot be read", Err: errors.Unwrap(err), Remedy: "give the path of a YAML file, or - for the standard input"}
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close() // read only
 	return local.ReadManifest(file, f, a.namespace)
 }
 
@@ -142,12 +142,12 @@ func (a *app) readDirectory(dir string) ([]*store.Object, error) {
 // printError prints one line per error, however they are joined.
 func (a *app) printError(err error) {
 	for line := range strings.SplitSeq(err.Error(), "\n") {
-		fmt.Fprintln(a.errOut, "weft: "+line) //nolint:errcheck // nowhere left to report to
+		fmt.Fprintln(a.errOut, "weft: "+line) // nowhere left to report to
 	}
 }
 
 func (a *app) printf(format string, args ...any) {
-	fmt.Fprintf(a.out, format, args...) //nolint:errcheck // a closed terminal is not our failure
+	fmt.Fprintf(a.out, format, args...) // a closed terminal is not our failure
 }
 
 func (a *app) versionCommand() *cobra.Command {

@@ -123,18 +123,18 @@ func (a *app) console(ctx context.Context, name string) error {
 	if err != nil {
 		return &hint.Error{Field: "vmi", Value: name, Problem: "no machine of that name runs", Err: err, Remedy: "weft get vmi -A shows what there is; -n names the namespace"}
 	}
-	defer process.Close() //nolint:errcheck // held for the session only
+	defer process.Close() // held for the session only
 	conn, err := process.Console(ctx)
 	if err != nil {
 		return &hint.Error{Field: "vmi", Value: name, Problem: "its console cannot be reached", Err: err, Remedy: "weft get vmi " + name + " shows whether the machine runs; one session at a time"}
 	}
-	defer conn.Close() //nolint:errcheck // the session is over
+	defer conn.Close() // the session is over
 	if in, ok := a.in.(*os.File); ok && term.IsTerminal(int(in.Fd())) {
 		state, err := term.MakeRaw(int(in.Fd()))
 		if err != nil {
 			return fmt.Errorf("set terminal raw: %w", err)
 		}
-		defer term.Restore(int(in.Fd()), state) //nolint:errcheck // nothing else can be done about it
+		defer func() { _ = term.Restore(int(in.Fd()), state) }() // nothing else can be done about it
 		fmt.Fprintf(a.errOut, "console of %s, Ctrl-] ends\r\n", name)
 	}
 	ended := make(chan error, 2)
@@ -203,7 +203,7 @@ func (a *app) logs(ctx context.Context, path string, follow bool) error {
 	if err != nil {
 		return &hint.Error{Field: "log", Value: path, Problem: "cannot be read", Err: errors.Unwrap(err), Remedy: "weft get vmi -A shows what VMs there are"}
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close() // read only
 	for {
 		if _, err := io.Copy(a.out, f); err != nil {
 			return fmt.Errorf("read %s: %w", path, err)

@@ -99,7 +99,7 @@ func (a *app) ensureAgent(ctx context.Context, in local.Instance) error {
 	if err != nil {
 		return fmt.Errorf("open agent log: %w", err)
 	}
-	defer logFile.Close() //nolint:errcheck // the agent has its own descriptor
+	defer logFile.Close() // the agent has its own descriptor
 	start, err := logFile.Seek(0, 2)
 	if err != nil {
 		return fmt.Errorf("open agent log: %w", err)

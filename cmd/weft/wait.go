@@ -97,7 +97,7 @@ func (w *waiter) progress(states []readiness) {
 		line += ", waiting for " + strings.Join(pending, ", ")
 	}
 	if line != w.last && len(states) > 0 {
-		fmt.Fprintln(w.out, line) //nolint:errcheck // progress only
+		fmt.Fprintln(w.out, line) // progress only
 		w.last = line
 	}
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -25,17 +26,23 @@ func main() {
 }
 
 func run() error {
-	root := flag.String("root", os.Getenv("WEFT_ROOT"), "keep a whole instance apart under this directory")
-	binDirs := flag.String("cni-bin-dirs", "/opt/cni/bin:/usr/lib/cni", "directories with CNI plugins, colon-separated")
-	level := flag.String("log-level", "info", "debug, info, warn or error")
-	showVersion := flag.Bool("version", false, "print the version")
-	flag.Parse()
+	flags := flag.NewFlagSet("weftd", flag.ContinueOnError)
+	root := flags.String("root", os.Getenv("WEFT_ROOT"), "keep a whole instance apart under this directory")
+	binDirs := flags.String("cni-bin-dirs", "/opt/cni/bin:/usr/lib/cni", "directories with CNI plugins, colon-separated")
+	level := flags.String("log-level", "info", "debug, info, warn or error")
+	showVersion := flags.Bool("version", false, "print the version")
+	if err := flags.Parse(os.Args[1:]); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return nil
+		}
+		return err
+	}
 	if *showVersion {
 		fmt.Println("weftd " + version.Text)
 		return nil
 	}
-	if flag.NArg() > 0 {
-		return fmt.Errorf("unexpected argument %q", flag.Arg(0))
+	if flags.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
 	var logLevel slog.Level
 	if err := logLevel.UnmarshalText([]byte(*level)); err != nil {

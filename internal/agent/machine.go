@@ -181,7 +181,7 @@ func (m *machine) watchMachine(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer client.Close() //nolint:errcheck // the peer may be gone
+	defer client.Close() // the peer may be gone
 	defer m.update(func(f *machineFacts) { f.runs, f.nics = false, nil })
 	tick := time.NewTicker(machinePoll)
 	defer tick.Stop()

@@ -494,7 +494,10 @@ func blame(d *Delegate, err error) error {
 	return eachHint(err, func(h *hint.Error) {
 		if d.Selection != nil {
 			for _, way := range []struct{ from, to string }{
-				{"CNI_ARGS.IP", ".ips"}, {"runtimeConfig.ips", ".ips"}, {"CNI_ARGS.MAC", ".mac"}, {"runtimeConfig.mac", ".mac"},
+				{"CNI_ARGS.IP", ".ips"},
+				{"runtimeConfig.ips", ".ips"},
+				{"CNI_ARGS.MAC", ".mac"},
+				{"runtimeConfig.mac", ".mac"},
 				{"args.cni", ".cni-args"},
 			} {
 				if rest, ok := strings.CutPrefix(h.Field, way.from); ok {

@@ -65,7 +65,7 @@ func At(prefix string, err error) error {
 		}
 		return errors.Join(moved...)
 	}
-	h, ok := err.(*Error)
+	h, ok := err.(*Error) //nolint:errorlint // this walks the tree itself: a cause is not to be moved
 	if !ok {
 		return err
 	}

@@ -12,11 +12,15 @@ func TestErrorText(t *testing.T) {
 		err  *Error
 		want string
 	}{
-		{"all", &Error{Field: "spec.range", Value: "10.0.0.0/33", Problem: "not a CIDR", Remedy: "write ADDRESS/LENGTH"},
-			`spec.range "10.0.0.0/33": not a CIDR; write ADDRESS/LENGTH`},
+		{
+			"all", &Error{Field: "spec.range", Value: "10.0.0.0/33", Problem: "not a CIDR", Remedy: "write ADDRESS/LENGTH"},
+			`spec.range "10.0.0.0/33": not a CIDR; write ADDRESS/LENGTH`,
+		},
 		{"no field", &Error{Problem: "not root", Remedy: "run as root"}, "not root; run as root"},
-		{"cause", &Error{Field: "path", Problem: "cannot open", Err: fs.ErrNotExist, Remedy: "create it"},
-			"path: cannot open: file does not exist; create it"},
+		{
+			"cause", &Error{Field: "path", Problem: "cannot open", Err: fs.ErrNotExist, Remedy: "create it"},
+			"path: cannot open: file does not exist; create it",
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -316,8 +316,8 @@ func TestNotStarted(t *testing.T) {
 			tt.change(&spec)
 			process, err := Start(ctx, spec)
 			if err == nil {
-				process.Stop(ctx, 0)
-				t.Fatal("started")
+				_, err := process.Stop(ctx, 0)
+				t.Fatal("started; stop:", err)
 			}
 			if !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error %q does not contain %q", err, tt.want)
@@ -371,7 +371,12 @@ func TestImpostor(t *testing.T) {
 	if err := listener.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { listener.Process.Kill(); listener.Wait() }()
+	defer func() {
+		if err := listener.Process.Kill(); err != nil {
+			t.Error(err)
+		}
+		_ = listener.Wait() // it was killed
+	}()
 	process := &Process{Spec: spec}
 	var err error
 	if pollErr := poll(t.Context(), settle, func() (bool, error) {
@@ -424,7 +429,12 @@ func TestTail(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	tail.Write([]byte("unfinished"))
+	write := func(text []byte) {
+		if n, err := tail.Write(text); n != len(text) || err != nil {
+			t.Errorf("wrote %d of %d bytes, %v", n, len(text), err)
+		}
+	}
+	write([]byte("unfinished"))
 	lines := tail.lines()
 	if len(lines) != tailLines || lines[0] != "half more" && !strings.HasPrefix(lines[0], "line ") || lines[tailLines-1] != "unfinished" {
 		t.Errorf("lines %q", lines)
@@ -432,7 +442,7 @@ func TestTail(t *testing.T) {
 	if !strings.HasPrefix(out.String(), "line 0\nhalf more\n\nline 1\n") {
 		t.Errorf("passed on %.40q", out.String())
 	}
-	tail.Write(make([]byte, 2*maxLog))
+	write(make([]byte, 2*maxLog))
 	if out.Len() > maxLog {
 		t.Errorf("passed on %d bytes, limit %d", out.Len(), maxLog)
 	}

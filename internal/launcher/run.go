@@ -43,7 +43,7 @@ type machine struct {
 	cmd     *exec.Cmd
 	stderr  *tail
 	monitor *qemu.Client
-	ended   chan error // QEMU's Wait; of size 1
+	ended   chan struct{} // closed when QEMU has ended and was waited for
 
 	// requested: a signal told us to end it.
 	requested bool
@@ -60,7 +60,7 @@ func runMachine(spec Spec, started startedBy) Exit {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT)
 	signal.Ignore(unix.SIGPIPE, unix.SIGHUP)
-	m := &machine{spec: spec, stderr: &tail{to: os.Stderr}, ended: make(chan error, 1)}
+	m := &machine{spec: spec, stderr: &tail{to: os.Stderr}, ended: make(chan struct{})}
 	err := m.start(started)
 	if err == nil {
 		started.tell(nil)
@@ -138,6 +138,9 @@ func (m *machine) startQEMU(started startedBy) (net.Conn, error) {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", binary, err), conn.Close())
 	}
 	m.cmd = cmd
-	go func() { m.ended <- cmd.Wait() }() // received in supervise or conclude
+	go func() {
+		_ = cmd.Wait() // how it ended is in ProcessState
+		close(m.ended)
+	}()
 	return conn, nil
 }

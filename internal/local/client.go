@@ -67,7 +67,7 @@ func (c *Client) Watch(ctx context.Context, gvk schema.GroupVersionKind, namespa
 	if err != nil {
 		return err
 	}
-	defer body.Close() //nolint:errcheck // read-only stream
+	defer body.Close() // read-only stream
 	decoder := json.NewDecoder(body)
 	for {
 		var event WatchEvent
@@ -95,7 +95,7 @@ func (c *Client) DomainXML(ctx context.Context, key store.Key) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer body.Close() //nolint:errcheck // read-only stream
+	defer body.Close() // read-only stream
 	text, err := io.ReadAll(body)
 	if err != nil {
 		return "", fmt.Errorf("read domain XML: %w", err)
@@ -125,7 +125,7 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 	if err != nil {
 		return err
 	}
-	defer body.Close() //nolint:errcheck // read to its end below
+	defer body.Close() // read to its end below
 	if out == nil {
 		return nil
 	}
@@ -157,7 +157,7 @@ func (c *Client) open(ctx context.Context, method, path string, in any) (io.Read
 	case resp.StatusCode == http.StatusOK:
 		return resp.Body, nil
 	}
-	defer resp.Body.Close() //nolint:errcheck // nothing more is read
+	defer resp.Body.Close() // nothing more is read
 	var reply ErrorReply
 	if err := json.NewDecoder(resp.Body).Decode(&reply); err != nil {
 		return nil, fmt.Errorf("call %s: the agent answers %s", path, resp.Status)

@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -117,7 +118,7 @@ func probeLoop(device string, code []byte) (took time.Duration, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("map guest memory: %w", err)
 	}
-	defer unix.Munmap(mem)
+	defer func() { _ = unix.Munmap(mem) }() // the process is about to forget it anyway
 	copy(mem, code)
 	// struct kvm_userspace_memory_region
 	region := struct {
@@ -140,7 +141,7 @@ func probeLoop(device string, code []byte) (took time.Duration, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("map vCPU state: %w", err)
 	}
-	defer unix.Munmap(run)
+	defer func() { _ = unix.Munmap(run) }() // likewise
 	if err := probeRegisters(vcpu); err != nil {
 		return 0, err
 	}
@@ -187,10 +188,10 @@ func probeTime(vcpu int, run []byte) (time.Duration, error) {
 	}
 	for {
 		_, err := ioctl(vcpu, kvmRun)
-		if err == unix.EINTR && !late.Load() {
+		if errors.Is(err, unix.EINTR) && !late.Load() {
 			continue // the Go runtime's own signals
 		}
-		if err == unix.EINTR {
+		if errors.Is(err, unix.EINTR) {
 			return 0, fmt.Errorf("/dev/kvm did not finish 200,000 instructions in %s: they are emulated", probeRun)
 		}
 		if err != nil {

@@ -25,7 +25,7 @@ const module = "github.com/weftnet/weft"
 var update = flag.Bool("update", false, "copy table.txt into ARCHITECTURE.md")
 
 // layers in their order: a package imports its own layer and those before it.
-var layers = []string{"pure", "effect", "composition", "program"}
+var layers = []string{"pure", "effect", "composition", "program", "harness"}
 
 // row is one package of the table.
 type row struct {

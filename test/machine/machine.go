@@ -304,11 +304,20 @@ var (
 	guestOnce = sync.OnceValues(buildGuest)
 )
 
-// build builds the programs once per test process, into a directory that is
-// kept, so that the Go cache makes the next time fast.
+// Main is TestMain of a package that uses machines: it removes the programs
+// built for them.
+func Main(m *testing.M) {
+	code := m.Run()
+	if binDir != "" {
+		_ = os.RemoveAll(binDir) // a leftover in the temporary directory at worst
+	}
+	os.Exit(code)
+}
+
+// build builds the programs once per test process.
 func build() error {
-	dir := filepath.Join(os.TempDir(), "weft-test-bin")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	dir, err := os.MkdirTemp("", "weft-test-bin-")
+	if err != nil {
 		return err
 	}
 	binDir = dir
