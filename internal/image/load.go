@@ -158,7 +158,7 @@ func nameAll(images []archived, as *imageName, file string) ([]namedImage, error
 		if len(img.names) == 0 {
 			return nil, &hint.Error{
 				Value: file, Problem: "archive holds an image without a name",
-				Remedy: "name it: weft image load --name NAME " + file,
+				Remedy: "name it: weft image load --as NAME " + file,
 			}
 		}
 		for _, text := range img.names {
