@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/weftnet/weft/internal/hint"
@@ -244,8 +245,11 @@ func TestLookups(t *testing.T) {
 		t.Errorf("got %v, %v for a link that is not there", addrs, err)
 	}
 	// The kernel's own words stand in the error.
-	if err := c.Do(unix.RTM_NEWLINK, unix.NLM_F_CREATE); err == nil || !strings.Contains(err.Error(), "invalid") {
-		t.Errorf("got %v", err)
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(unix.IFLA_INFO_KIND, []byte("nosuch"))
+	err = c.Do(unix.RTM_NEWLINK, unix.NLM_F_CREATE, nl.NewIfInfomsg(unix.AF_UNSPEC), info)
+	if !errors.Is(err, unix.EOPNOTSUPP) || !strings.Contains(err.Error(), "Unknown device type") {
+		t.Errorf("got %v, want the kernel's own words", err)
 	}
 }
 

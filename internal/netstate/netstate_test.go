@@ -58,14 +58,14 @@ func full() Plan {
 	}
 }
 
-const fullText = `host  link br0 type bridge vlan_filtering on stp_state off mcast_snooping on ageing_time 300 group 2037690880 alias "weft:main:shared/br0" up shared
-host  link veth1 type veth peer pod:net1 mtu 1500 master br0 hairpin on isolated on learning off group 1442938364 alias "weft:main:pod/net1" up
+const fullText = `host  link br0 type bridge vlan_filtering on stp_state off mcast_snooping on ageing_time 300 group 1272714982 alias "weft:main:shared/br0" up shared
+host  link veth1 type veth peer pod:net1 mtu 1500 master br0 hairpin on isolated on learning off group 1647508218 alias "weft:main:pod/net1" up
 host  addr 10.1.0.1/16 dev br0 shared
 host  route 10.9.0.9 dev br0 mtu 1400 advmss 1360 scope 253 proto 3
 pod   link eth0 existing
-pod   link net1 type veth peer host:veth1 address 02:00:00:00:00:01 txqueuelen 500 promisc on allmulticast off addrgenmode none noaddrs group 1442938364 alias "weft:main:pod/net1" up
-pod   link net2 type macvlan link host:eth0 mode private bcqueuelen 2000 group 1442938364 alias "weft:main:pod/net1"
-pod   link tap0 type tun mode tap user 107 multi_queue group 1442938364 alias "weft:main:pod/net1"
+pod   link net1 type veth peer host:veth1 address 02:00:00:00:00:01 txqueuelen 500 promisc on allmulticast off addrgenmode none noaddrs group 1647508218 alias "weft:main:pod/net1" up
+pod   link net2 type macvlan link host:eth0 mode private bcqueuelen 2000 group 1647508218 alias "weft:main:pod/net1"
+pod   link tap0 type tun mode tap user 107 multi_queue group 1647508218 alias "weft:main:pod/net1"
 pod   addr 10.2.0.5 peer 10.2.0.1/32 dev net2
 pod   addr fd00::5/64 dev net2 nodad
 pod   route ::/0 via fd00::1 dev net2
@@ -114,10 +114,10 @@ func TestDiffOfAll(t *testing.T) {
 	if ops := Diff(full(), full()); len(ops) > 0 {
 		t.Errorf("a plan differs from itself:\n%s", opsText(ops))
 	}
-	want := `host: ip link add br0 type bridge vlan_filtering on stp_state off mcast_snooping on ageing_time 300 group 2037690880 alias "weft:main:shared/br0" up
-host: ip link add veth1 type veth peer pod:net1 mtu 1500 master br0 hairpin on isolated on learning off group 1442938364 alias "weft:main:pod/net1" up
-pod: ip link add tap0 type tun mode tap user 107 multi_queue group 1442938364 alias "weft:main:pod/net1"
-pod: ip link add net2 type macvlan link host:eth0 mode private bcqueuelen 2000 group 1442938364 alias "weft:main:pod/net1"
+	want := `host: ip link add br0 type bridge vlan_filtering on stp_state off mcast_snooping on ageing_time 300 group 1272714982 alias "weft:main:shared/br0" up
+host: ip link add veth1 type veth peer pod:net1 mtu 1500 master br0 hairpin on isolated on learning off group 1647508218 alias "weft:main:pod/net1" up
+pod: ip link add tap0 type tun mode tap user 107 multi_queue group 1647508218 alias "weft:main:pod/net1"
+pod: ip link add net2 type macvlan link host:eth0 mode private bcqueuelen 2000 group 1647508218 alias "weft:main:pod/net1"
 pod: ip link set eth0 existing, which is not there
 pod: sysctl -w net/ipv4/ip_local_port_range = 1024 65535
 host: ip addr add 10.1.0.1/16 dev br0 shared
@@ -179,7 +179,7 @@ host: bridge link set veth1 nomaster
 			"host: bridge link set veth1 learning on\n"},
 		{"a TAP is made anew, with its entry", full(), edit(func(p *Plan) { p.Pod.Links[2].Tap = &Tap{Owner: 107} }),
 			`pod: ip link del tap0
-pod: ip link add tap0 type tun mode tap user 107 group 1442938364 alias "weft:main:pod/net1"
+pod: ip link add tap0 type tun mode tap user 107 group 1647508218 alias "weft:main:pod/net1"
 pod: bridge fdb replace 02:00:00:00:00:01 dev tap0 master static
 `},
 		{"a route to another gateway", full(), edit(func(p *Plan) { p.Pod.Routes[1].Via = addr("fd00::2") }),
@@ -203,7 +203,7 @@ pod: ip addr add fd00::6/64 dev net2 nodad
 			p.Pod.Sysctls = []Sysctl{{Path: "net/ipv6/conf/tap0/accept_ra", Value: "0"}}
 			p.Pod.Links[2].Tap, p.Pod.Links[2].Up, p.Pod.FDB = &Tap{Owner: 108}, true, nil
 		}), `pod: ip link del tap0
-pod: ip link add tap0 type tun mode tap user 108 group 1442938364 alias "weft:main:pod/net1"
+pod: ip link add tap0 type tun mode tap user 108 group 1647508218 alias "weft:main:pod/net1"
 pod: sysctl -w net/ipv6/conf/tap0/accept_ra = 0
 pod: ip link set tap0 up
 `},
@@ -212,7 +212,7 @@ pod: ip link set tap0 up
 			p.Host.Links[1].Veth.PeerName = "net9"
 			p.Pod.Links[0].Name = "net9"
 		}), `host: ip link del veth1
-host: ip link add veth1 type veth peer pod:net9 mtu 1500 master br0 hairpin on isolated on learning off group 1442938364 alias "weft:main:pod/net1" up
+host: ip link add veth1 type veth peer pod:net9 mtu 1500 master br0 hairpin on isolated on learning off group 1647508218 alias "weft:main:pod/net1" up
 `},
 	}
 	for _, tt := range tests {
@@ -252,8 +252,8 @@ func TestMerge(t *testing.T) {
 			Sysctls: []Sysctl{{Path: "net/ipv4/ip_forward", Value: "1"}},
 		},
 	}
-	want := `pod   link k6t type bridge group 1509690389 alias "weft:main:b"
-pod   link net1 type veth mtu 1400 master k6t noaddrs group 1560023246 alias "weft:main:a" up
+	want := `pod   link k6t type bridge group 1406923886 alias "weft:main:b"
+pod   link net1 type veth mtu 1400 master k6t noaddrs group 1390146267 alias "weft:main:a" up
 pod   addr 10.2.0.5/24 dev net2
 pod   sysctl net/ipv4/ip_forward = 1
 `
