@@ -37,7 +37,9 @@ func ways(tb testing.TB, kind string) map[string]way {
 	for i, conf := range confs {
 		nads[fmt.Sprintf("net-%d", i)] = conf
 	}
-	out["weft"] = &engineWay{engine: newEngine(tb, w.host, nads), pod: w.pod(tb)}
+	weft := &engineWay{engine: newEngine(tb, w.host, nads), pod: w.pod(tb)}
+	weft.neighbour(tb, w.pod(tb))
+	out["weft"] = weft
 
 	w = newWorld(tb)
 	out["netlink"] = newBareWay(tb, kind, w.host, w.pod(tb))
@@ -95,22 +97,38 @@ func (w *engineWay) attach(ctx context.Context, n int) error {
 	return err
 }
 
+// neighbour attaches another Pod to all networks, for as long as the test runs:
+// bridges stay, as they do with the other ways.
+func (w *engineWay) neighbour(tb testing.TB, pod *linux.NS) {
+	tb.Helper()
+	_, err := w.engine.Add(context.Background(), chain.Request{
+		ID: "neighbour", NetNS: pod.Path(), Pod: record.Pod{Namespace: "demo", Name: "n", UID: "n"},
+		Annotations: map[string]string{netattach.NetworksAnnotation: annotation(most)},
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+}
+
 func (w *engineWay) detach(ctx context.Context, _ int) error { return w.engine.Del(ctx, "sb1") }
 
-// bareWay is the floor: the same links and addresses by the fewest messages,
-// with nothing decided, remembered or checked, on sockets that are open already.
+// bareWay is the floor: the same links and addresses by the fewest messages of
+// the common library, on sockets that are open already, with nothing decided,
+// set beside them, remembered or checked.
 type bareWay struct {
-	kind      string
-	host, pod *netlink.Handle
-	podFD     int
-	bridges   [most]int // by index; filled in when first used
-	uplink    int
-	hostNS    *linux.NS
+	kind         string
+	hostNS       *linux.NS
+	podNS        *linux.NS
+	host, pod    *netlink.Handle
+	bridges      []int // by index
+	uplink       int
+	hostEnd      string
+	groupOfLinks uint32
 }
 
 func newBareWay(tb testing.TB, kind string, host, pod *linux.NS) *bareWay {
 	tb.Helper()
-	w := &bareWay{kind: kind, podFD: pod.FD(), hostNS: host}
+	w := &bareWay{kind: kind, hostNS: host, podNS: pod, hostEnd: "bare", groupOfLinks: 4242}
 	for ns, handle := range map[*linux.NS]**netlink.Handle{host: &w.host, pod: &w.pod} {
 		err := ns.Do(func() error {
 			var err error
@@ -122,12 +140,22 @@ func newBareWay(tb testing.TB, kind string, host, pod *linux.NS) *bareWay {
 		}
 		tb.Cleanup((*handle).Close)
 	}
-	uplink, err := w.host.LinkByName("eth0")
+	w.uplink = index(tb, w.host, "eth0")
+	for i := range most {
+		name := fmt.Sprintf("br%d", i)
+		run(tb, host, "ip", "link", "add", name, "up", "type", "bridge")
+		w.bridges = append(w.bridges, index(tb, w.host, name))
+	}
+	return w
+}
+
+func index(tb testing.TB, h *netlink.Handle, name string) int {
+	tb.Helper()
+	link, err := h.LinkByName(name)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	w.uplink = uplink.Attrs().Index
-	return w
+	return link.Attrs().Index
 }
 
 func (w *bareWay) attach(_ context.Context, n int) error {
@@ -141,19 +169,16 @@ func (w *bareWay) attach(_ context.Context, n int) error {
 
 func (w *bareWay) one(i int) error {
 	attrs := netlink.NewLinkAttrs()
+	attrs.Group = w.groupOfLinks
 	inPod := "net" + strconv.Itoa(i+1)
 	if w.kind == "macvlan" {
-		attrs.Name, attrs.ParentIndex, attrs.Namespace = inPod, w.uplink, netlink.NsFd(w.podFD)
+		attrs.Name, attrs.ParentIndex, attrs.Namespace = inPod, w.uplink, netlink.NsFd(w.podNS.FD())
 		if err := w.host.LinkAdd(&netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE}); err != nil {
 			return fmt.Errorf("add macvlan: %w", err)
 		}
 	} else {
-		bridge, err := w.bridge(i)
-		if err != nil {
-			return err
-		}
-		attrs.Name, attrs.MasterIndex, attrs.Flags = "bare"+strconv.Itoa(i), bridge, net.FlagUp
-		veth := &netlink.Veth{LinkAttrs: attrs, PeerName: inPod, PeerNamespace: netlink.NsFd(w.podFD)}
+		attrs.Name, attrs.MasterIndex, attrs.Flags = w.hostEnd+strconv.Itoa(i), w.bridges[i], net.FlagUp
+		veth := &netlink.Veth{LinkAttrs: attrs, PeerName: inPod, PeerNamespace: netlink.NsFd(w.podNS.FD())}
 		if err := w.host.LinkAdd(veth); err != nil {
 			return fmt.Errorf("add veth: %w", err)
 		}
@@ -166,45 +191,18 @@ func (w *bareWay) one(i int) error {
 	return errors.Join(w.pod.AddrAdd(link, addr), w.pod.LinkSetUp(link))
 }
 
-// bridge makes a bridge as part of the first attachment and finds it later:
-// those of weft go with the last attachment as well.
-func (w *bareWay) bridge(i int) (int, error) {
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.Flags = "br"+strconv.Itoa(i), net.FlagUp
-	link := &netlink.Bridge{LinkAttrs: attrs}
-	if err := w.host.LinkAdd(link); err != nil {
-		return 0, fmt.Errorf("add bridge: %w", err)
-	}
-	made, err := w.host.LinkByName(attrs.Name)
-	if err != nil {
-		return 0, err
-	}
-	return made.Attrs().Index, nil
-}
-
-// detach deletes all links in one message, by a group, as the kernel waits out
+// detach deletes all links in one message, by their group: the kernel waits out
 // its grace period once for all of them.
-func (w *bareWay) detach(_ context.Context, n int) error {
-	const group = 4242
-	for i := range n {
-		names := map[string]*netlink.Handle{"net" + strconv.Itoa(i+1): w.pod}
-		if w.kind == "bridge" {
-			names = map[string]*netlink.Handle{"bare" + strconv.Itoa(i): w.host, "br" + strconv.Itoa(i): w.host}
-		}
-		for name, handle := range names {
-			link, err := handle.LinkByName(name)
-			if err != nil {
-				return err
-			}
-			if err := handle.LinkSetGroup(link, group); err != nil {
-				return err
-			}
-		}
-	}
-	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
-	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
+func (w *bareWay) detach(context.Context, int) error {
 	ns := w.hostNS
-	_ = ns
-	return nil
+	if w.kind == "macvlan" {
+		ns = w.podNS
+	}
+	return ns.Do(func() error {
+		req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
+		req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+		req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(w.groupOfLinks)))
+		_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+		return err
+	})
 }

@@ -22,6 +22,8 @@ jq                        jq
 iputils-ping              ping
 tcpdump                   tcpdump
 isc-dhcp-client           dhclient
+ndisc6                    rdisc6
+dhcpcd-base               dhcpcd
 dnsmasq-base              dnsmasq
 containernetworking-plugins /usr/lib/cni/bridge /usr/lib/cni/host-local /usr/lib/cni/tuning
 libxml2-utils             xmllint

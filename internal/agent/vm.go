@@ -190,7 +190,7 @@ func (n *Node) startMachine(ctx context.Context, m *machine, uid string) error {
 		Grace: time.Duration(inst.TerminationGraceSeconds) * time.Second,
 	})
 	if err != nil {
-		return err
+		return errors.Join(err, launcher.Forget(m.dir))
 	}
 	n.cfg.Log.Info("machine started", "vmi", inst.Namespace+"/"+inst.Name, "pid", process.PID)
 	m.begin(process)

@@ -139,7 +139,7 @@ func TestGuest(t *testing.T) {
 	if diff := cmp.Diff(want, strings.Split(inGuest(t, channel, guestNICs), "\n")); diff != "" {
 		t.Errorf("NICs in the guest (-want +got):\n%s", diff)
 	}
-	if got := inGuest(t, channel, "cat /sys/block/vda/serial; cat /sys/block/vda/size /sys/block/sda/size; ls -d /sys/block/sr0"); got != "DATA1\n65536\n32768\n/sys/block/sr0" {
+	if got := inGuest(t, channel, "echo $(cat /sys/block/vda/serial);cat /sys/block/vda/size /sys/block/sda/size; ls -d /sys/block/sr0"); got != "DATA1\n65536\n32768\n/sys/block/sr0" {
 		t.Errorf("disks: %q", got)
 	}
 	// What is on the disk when the guest says so is in the file.
@@ -201,8 +201,11 @@ func checkCable(t *testing.T, client *qemu.Client, channel *qemu.Agent) {
 
 // checkMAC changes a MAC in the guest: the machine knows both.
 func checkMAC(t *testing.T, client *qemu.Client, channel *qemu.Agent) {
-	inGuest(t, channel, "ip link set eth0 down; ip link set eth0 address 02:00:00:00:77:77; ip link set eth0 up")
-	defer inGuest(t, channel, "ip link set eth0 down; ip link set eth0 address 02:00:00:00:01:00; ip link set eth0 up")
+	change := func(from, to string) {
+		inGuest(t, channel, "for n in /sys/class/net/eth*; do [ $(cat $n/address) = "+from+" ] || continue; n=${n##*/}; ip link set $n down; ip link set $n address "+to+"; ip link set $n up; done")
+	}
+	change("02:00:00:00:01:00", "02:00:00:00:77:77")
+	defer change("02:00:00:00:77:77", "02:00:00:00:01:00")
 	nics, err := client.NICs(t.Context())
 	if err != nil {
 		t.Fatal(err)

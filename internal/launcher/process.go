@@ -297,3 +297,12 @@ func ThisBoot(dir string) bool {
 	now, err := identify(os.Getpid())
 	return err == nil && now.BootID == last.BootID
 }
+
+// Forget removes what a start that failed left in dir, so that it is not taken
+// for a machine that ran and was lost.
+func Forget(dir string) error {
+	if err := os.Remove(filepath.Join(dir, pidFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("forget failed start: %w", err)
+	}
+	return nil
+}

@@ -120,10 +120,7 @@ func (m *machine) startQEMU(started startedBy) (net.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("use socket pair: %w", err)
 	}
-	binary := m.spec.QEMU
-	if binary == "" {
-		binary = qemu.Binary
-	}
+	binary := m.spec.binary()
 	args := append(qemu.Args(m.spec.Machine),
 		"-chardev", fmt.Sprintf("socket,id=launcher,fd=%d", qemuMonitorFD), "-mon", "chardev=launcher,mode=control")
 	cmd := exec.Command(binary, args...)

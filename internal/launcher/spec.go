@@ -70,6 +70,14 @@ type Spec struct {
 	Grace time.Duration `json:",omitempty"`
 }
 
+// binary is the QEMU to run.
+func (s Spec) binary() string {
+	if s.QEMU != "" {
+		return s.QEMU
+	}
+	return qemu.Binary
+}
+
 // SerialLog is where a machine in dir keeps its console's output, for
 // Machine.SerialLog: the one place QEMU can write it and the launcher bounds it.
 func SerialLog(dir string) string { return filepath.Join(dir, runDir, serialFile) }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -16,6 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weftnet/weft/internal/linux"
+	"github.com/weftnet/weft/internal/qemu"
+	"github.com/weftnet/weft/internal/vmnet"
 )
 
 // ErrRunning says that the machine's launcher, or its QEMU, still lives.
@@ -47,6 +50,9 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 	if err := spec.validate(); err != nil {
 		return nil, err
 	}
+	if err := checkVersion(ctx, spec); err != nil {
+		return nil, err
+	}
 	program, err := findProgram(spec.Launcher)
 	if err != nil {
 		return nil, err
@@ -56,6 +62,20 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 		return nil, fmt.Errorf("start machine %s: %w", spec.Machine.Name, err)
 	}
 	return process, nil
+}
+
+// checkVersion asks QEMU for its version where the machine depends on it: the
+// question takes longer than all else here.
+func checkVersion(ctx context.Context, spec Spec) error {
+	newer := func(nic vmnet.NIC) bool { return nic.Model == "igb" }
+	if !slices.ContainsFunc(spec.Machine.NICs, newer) {
+		return nil
+	}
+	version, err := qemu.DetectVersion(ctx, spec.binary())
+	if err != nil {
+		return err
+	}
+	return qemu.Validate(spec.Machine, version)
 }
 
 func start(ctx context.Context, spec Spec, program string) (*Process, error) {

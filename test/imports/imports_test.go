@@ -141,6 +141,9 @@ func parseTable(text string) (*table, error) {
 			return nil, fmt.Errorf("table.txt:%d: cannot read %q", i+1, line)
 		}
 	}
+	if len(tab.rows) == 0 || len(tab.modules) == 0 || len(tab.barred) == 0 {
+		return nil, errors.New("table.txt: a block is missing or empty: packages, modules, pure")
+	}
 	return tab, nil
 }
 

@@ -44,6 +44,10 @@ func New(t testing.TB) *Machine {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// QEMU runs as another user and has to reach kernel and disks in it.
+	if err := os.Chmod(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	m := &Machine{Name: "wt" + filepath.Base(root)[len("weft-test-"):], Root: root, t: t}
 	m.Name = m.Name[:min(len(m.Name), 12)]
 	programs(t)

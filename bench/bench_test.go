@@ -1,0 +1,165 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"text/tabwriter"
+	"time"
+)
+
+// Bars weft promises, as ratios of medians of the same run.
+const (
+	atLeastFaster   = 8.0 // attach, times the reference plugins
+	atMostFloor     = 2.0 // attach, times bare netlink
+	atMostDetachAll = 1.3 // detach of 8, times detach of one
+)
+
+var counts = []int{1, 3, 8}
+
+// figures are the medians of one way and number of networks.
+type figures struct {
+	attach, detach time.Duration
+}
+
+// key names figures.
+type key struct {
+	kind, way string
+	n         int
+}
+
+// measure runs all ways by turns, so that what else the machine does hits all.
+func measure(tb testing.TB, kind string, rounds int) map[key]figures {
+	tb.Helper()
+	samples := map[key][2][]time.Duration{}
+	all := ways(tb, kind)
+	for round := range rounds + 1 {
+		for _, n := range counts {
+			for name, w := range all {
+				attach, detach := once(tb, w, n)
+				if round == 0 {
+					continue // bridges are made, caches filled
+				}
+				k := key{kind, name, n}
+				s := samples[k]
+				samples[k] = [2][]time.Duration{append(s[0], attach), append(s[1], detach)}
+			}
+		}
+	}
+	out := map[key]figures{}
+	for k, s := range samples {
+		out[k] = figures{median(s[0]), median(s[1])}
+	}
+	return out
+}
+
+func once(tb testing.TB, w way, n int) (attach, detach time.Duration) {
+	tb.Helper()
+	start := time.Now()
+	if err := w.attach(context.Background(), n); err != nil {
+		tb.Fatal(err)
+	}
+	attach = time.Since(start)
+	start = time.Now()
+	if err := w.detach(context.Background(), n); err != nil {
+		tb.Fatal(err)
+	}
+	return attach, time.Since(start)
+}
+
+func median(list []time.Duration) time.Duration {
+	slices.Sort(list)
+	return list[len(list)/2]
+}
+
+func ratio(a, b time.Duration) float64 { return float64(a) / float64(b) }
+
+// missed says which bars the figures of one kind miss.
+func missed(kind string, f map[key]figures) []string {
+	var out []string
+	for _, n := range counts {
+		weft := f[key{kind, "weft", n}]
+		if r := ratio(f[key{kind, "reference", n}].attach, weft.attach); r < atLeastFaster {
+			out = append(out, fmt.Sprintf("%s: attach of %d is %.1fx faster than the reference plugins, want %.0fx", kind, n, r, atLeastFaster))
+		}
+		if r := ratio(weft.attach, f[key{kind, "netlink", n}].attach); r > atMostFloor {
+			out = append(out, fmt.Sprintf("%s: attach of %d takes %.1fx bare netlink, want at most %.0fx", kind, n, r, atMostFloor))
+		}
+	}
+	if r := ratio(f[key{kind, "weft", 8}].detach, f[key{kind, "weft", 1}].detach); r > atMostDetachAll {
+		out = append(out, fmt.Sprintf("%s: detach of 8 takes %.2fx detach of one, want at most %.1fx", kind, r, atMostDetachAll))
+	}
+	return out
+}
+
+var kinds = []string{"bridge", "macvlan"}
+
+// TestBars holds weft to its figures. A busy machine disturbs even ratios, so
+// one good run of three is enough.
+func TestBars(t *testing.T) {
+	needRoot(t)
+	for _, kind := range kinds {
+		var bad []string
+		for range 3 {
+			if bad = missed(kind, measure(t, kind, 9)); len(bad) == 0 {
+				break
+			}
+		}
+		for _, text := range bad {
+			t.Error(text)
+		}
+	}
+}
+
+// BenchmarkTable prints one table of all figures and ratios.
+func BenchmarkTable(b *testing.B) {
+	needRoot(b)
+	for b.Loop() {
+		table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+		fmt.Fprintln(table, "\nkind\tNICs\tattach: reference\tweft\tnetlink\treference/weft\tweft/netlink\tdetach: reference\tweft\tnetlink\tweft n/1\t")
+		var bad []string
+		for _, kind := range kinds {
+			f := measure(b, kind, 9)
+			for _, n := range counts {
+				ref, weft, bare := f[key{kind, "reference", n}], f[key{kind, "weft", n}], f[key{kind, "netlink", n}]
+				fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s\t%.1f\t%.2f\t%s\t%s\t%s\t%.2f\t\n", kind, n,
+					ms(ref.attach), ms(weft.attach), ms(bare.attach), ratio(ref.attach, weft.attach), ratio(weft.attach, bare.attach),
+					ms(ref.detach), ms(weft.detach), ms(bare.detach), ratio(weft.detach, f[key{kind, "weft", 1}].detach))
+			}
+			bad = append(bad, missed(kind, f)...)
+		}
+		if err := table.Flush(); err != nil {
+			b.Fatal(err)
+		}
+		fmt.Printf("bars: attach at least %.0fx faster than the reference plugins, at most %.0fx bare netlink; detach of 8 at most %.1fx that of one\n",
+			atLeastFaster, atMostFloor, atMostDetachAll)
+		fmt.Println(strings.Join(append(bad, ""), "\n"))
+	}
+}
+
+func ms(d time.Duration) string { return fmt.Sprintf("%.2f ms", float64(d.Microseconds())/1000) }
+
+// BenchmarkAttach gives each way's figures as Go benchmarks; time per operation
+// is attach and detach together.
+func BenchmarkAttach(b *testing.B) {
+	needRoot(b)
+	for _, kind := range kinds {
+		all := ways(b, kind)
+		for _, n := range counts {
+			for _, name := range []string{"reference", "weft", "netlink"} {
+				b.Run(fmt.Sprintf("%s/%d/%s", kind, n, name), func(b *testing.B) {
+					var attaching, detaching time.Duration
+					for b.Loop() {
+						attach, detach := once(b, all[name], n)
+						attaching, detaching = attaching+attach, detaching+detach
+					}
+					b.ReportMetric(float64(attaching.Microseconds())/float64(b.N)/1000, "attach-ms")
+					b.ReportMetric(float64(detaching.Microseconds())/float64(b.N)/1000, "detach-ms")
+				})
+			}
+		}
+	}
+}
