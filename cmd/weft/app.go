@@ -1,3 +1,5 @@
+//go:generate go test -run TestReference -update .
+
 package main
 
 import (
