@@ -23,11 +23,11 @@ bench() { (cd bench && go test -count=1 -timeout 10m ./...); }
 guest() { guest/build.sh; }
 
 # Packages whose tests boot virtual machines, those of the examples among
-# them, look at WEFT_VM. QEMU's timing counts there: no race detector, and one
+# them, look at WEFT_VM or use a harness that does. QEMU's timing counts there: no race detector, and one
 # package at a time.
 vm() {
 	local packages
-	mapfile -t packages < <(grep -rl --include='*_test.go' WEFT_VM . | grep -v '^./bench/' | xargs -r -n1 dirname | sort -u)
+	mapfile -t packages < <(grep -rlE --include='*_test.go' 'WEFT_VM|weft/test/(machine|vmlab)"' . | grep -v '^./bench/' | xargs -r -n1 dirname | sort -u)
 	if [ ${#packages[@]} -eq 0 ]; then
 		echo "no package has a VM test"
 		return 1
