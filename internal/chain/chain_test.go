@@ -12,6 +12,7 @@ import (
 )
 
 func TestAddDelNative(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.nads.add("demo/lan", `{"cniVersion":"1.0.0","type":"macvlan","master":"uplink","ipam":{"type":"whereabouts","range":"192.0.2.0/24","range_start":"192.0.2.100","range_end":"192.0.2.120"}}`)
 	w.nads.add("other/blue", `{"cniVersion":"0.3.1","name":"blue","type":"bridge","bridge":"blue0","ipam":{"type":"static","addresses":[{"address":"10.5.0.7/24"}]}}`)
@@ -65,6 +66,7 @@ func TestAddDelNative(t *testing.T) {
 
 // TestRecord holds what stands on disk after an Add.
 func TestRecord(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.add("a", "")
 	box, err := w.records.Load("a")
@@ -94,6 +96,7 @@ func TestRecord(t *testing.T) {
 }
 
 func TestForeignChain(t *testing.T) {
+	t.Parallel()
 	needPlugin(t, "tuning")
 	w := newWorld(t)
 	rec := w.rec()
@@ -139,6 +142,7 @@ func TestForeignChain(t *testing.T) {
 
 // TestForeignMain has a real plugin with a real IPAM make the default network.
 func TestForeignMain(t *testing.T) {
+	t.Parallel()
 	needPlugin(t, "ptp")
 	needPlugin(t, "host-local")
 	w := newWorld(t)
@@ -169,6 +173,7 @@ func TestForeignMain(t *testing.T) {
 
 // TestForeignIPAM has a native plugin take its addresses from a binary.
 func TestForeignIPAM(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.nads.add("demo/ext", `{"cniVersion":"1.0.0","type":"bridge","bridge":"x0","isGateway":true,"ipam":{"type":"recipam","dir":"`+w.rec()+`","gives":{"cniVersion":"1.0.0","ips":[{"address":"10.9.0.5/24"}],"routes":[{"dst":"10.99.0.0/16","gw":"10.9.0.1"}],"dns":{"nameservers":["10.9.0.53"]}}}}`)
 	box := w.add("a", "ext")
@@ -195,6 +200,7 @@ func TestForeignIPAM(t *testing.T) {
 }
 
 func TestDelWithoutNamespace(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.nads.add("demo/c", `{"cniVersion":"1.0.0","plugins":[{"type":"bridge","bridge":"c0","ipam":{"type":"host-local","subnet":"10.6.0.0/24"}},{"type":"alpha","dir":"`+w.rec()+`"}]}`)
 	w.nads.add("demo/lan", `{"type":"macvlan","master":"uplink"}`)
@@ -209,6 +215,7 @@ func TestDelWithoutNamespace(t *testing.T) {
 }
 
 func TestNamespaceMadeAnew(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.add("a", "")
 	w.in(w.host, "umount", w.pod("a"))
@@ -226,6 +233,7 @@ func TestNamespaceMadeAnew(t *testing.T) {
 }
 
 func TestSharedBridgeStaysWhileClaimed(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.add("a", "")
 	w.add("b", "")
@@ -242,6 +250,7 @@ func TestSharedBridgeStaysWhileClaimed(t *testing.T) {
 }
 
 func TestStrangersBridgeIsLeftAlone(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.in(w.host, "ip", "link", "add", "theirs", "type", "bridge")
 	w.in(w.host, "ip", "link", "set", "theirs", "up")
@@ -259,6 +268,7 @@ func TestStrangersBridgeIsLeftAlone(t *testing.T) {
 }
 
 func TestDefaultNetworkAnnotation(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.nads.add("kube-system/lan", `{"type":"macvlan","master":"uplink","ipam":{"type":"static","addresses":[{"address":"192.0.2.50/24","gateway":"192.0.2.9"}],"routes":[{"dst":"0.0.0.0/0"}]}}`)
 	w.namespace("a")

@@ -10,12 +10,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
+	cni "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/types/create"
 
 	"github.com/weftnet/weft/internal/hint"
@@ -201,8 +203,9 @@ func (c call) failed(err error, stdout []byte, stderr *tail) error {
 	return c.hint("see that plugin's documentation", &PluginError{Kind: ErrPluginFailed, Text: fmt.Sprintf("status %d and no CNI error%s", exit.ExitCode(), said)})
 }
 
-// result reads what the plugin printed on ADD, in whichever version it speaks.
-func (c call) result(stdout []byte) (types.Result, error) {
+// result reads what the plugin printed on ADD, in whichever version it speaks,
+// as a result of the newest one.
+func (c call) result(stdout []byte) (*cni.Result, error) {
 	garbage := func(cause error) error {
 		return c.hint("report it to that plugin's authors", &PluginError{Kind: ErrPluginGarbage, Text: "it claims success with " + excerpt(stdout), Err: cause})
 	}
@@ -210,8 +213,9 @@ func (c call) result(stdout []byte) (types.Result, error) {
 	if err := json.Unmarshal(stdout, &raw); err != nil {
 		return nil, garbage(err)
 	}
-	if raw == nil {
-		return nil, garbage(errors.New("it is null"))
+	if raw == nil || holdsNull(stdout) {
+		// libcni's types dereference the elements of lists.
+		return nil, garbage(errors.New("a value is null"))
 	}
 	var conf struct {
 		CNIVersion string `json:"cniVersion"`
@@ -232,11 +236,41 @@ func (c call) result(stdout []byte) (types.Result, error) {
 	if err != nil {
 		return nil, garbage(err)
 	}
-	result, err := create.Create(version, stdout)
+	spoken, err := create.Create(version, stdout)
 	if err != nil {
 		return nil, garbage(err)
 	}
+	result, err := cni.NewResultFromResult(spoken)
+	if err != nil {
+		return nil, garbage(err)
+	}
+	if _, err := addressesOf(result); err != nil {
+		return nil, garbage(err)
+	}
 	return result, nil
+}
+
+// holdsNull says whether a list anywhere in a JSON document has a null in it.
+func holdsNull(doc []byte) bool {
+	var value any
+	if json.Unmarshal(doc, &value) != nil {
+		return false
+	}
+	var walk func(v any) bool
+	walk = func(v any) bool {
+		switch v := v.(type) {
+		case []any:
+			return slices.ContainsFunc(v, func(el any) bool { return el == nil || walk(el) })
+		case map[string]any:
+			for _, el := range v {
+				if walk(el) {
+					return true
+				}
+			}
+		}
+		return false
+	}
+	return walk(value)
 }
 
 func excerpt(output []byte) string {

@@ -30,13 +30,9 @@ func (t *attaching) execIPAM(ctx context.Context, w *attachment) error {
 	if err != nil {
 		return err
 	}
-	given, err := c.result(stdout)
+	result, err := c.result(stdout)
 	if err != nil {
 		return err
-	}
-	result, err := cni.NewResultFromResult(given)
-	if err != nil {
-		return fmt.Errorf("read what IPAM plugin %s gave: %w", w.IPAM, err)
 	}
 	addresses, err := addressesOf(result)
 	if err != nil || len(addresses.Addresses) == 0 {
@@ -76,12 +72,8 @@ func (t *attaching) execChain(ctx context.Context, w *attachment, first int) err
 		if err != nil {
 			return err
 		}
-		given, err := c.result(stdout)
-		if err != nil {
+		if w.result, err = c.result(stdout); err != nil {
 			return err
-		}
-		if w.result, err = cni.NewResultFromResult(given); err != nil {
-			return c.hint("report it to that plugin's authors", &PluginError{Kind: ErrPluginGarbage, Text: "its result cannot be converted", Err: err})
 		}
 		if err := t.keepResult(w); err != nil {
 			return err

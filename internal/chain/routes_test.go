@@ -61,6 +61,7 @@ func checkAgreement(t *testing.T, w *world, id string) {
 }
 
 func TestDefaultRoutePerFamily(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name, annotation string
 		want             []string
@@ -97,6 +98,7 @@ func TestDefaultRoutePerFamily(t *testing.T) {
 // TestDefaultRouteOverForeign moves the default route away from a network that
 // a real foreign plugin made, and onto it.
 func TestDefaultRouteOverForeign(t *testing.T) {
+	t.Parallel()
 	needPlugin(t, "ptp")
 	w := newWorld(t)
 	ptp := `{"cniVersion":"1.0.0","name":"p2p","type":"ptp","ipam":{"type":"host-local","dataDir":"` + w.dir + `/host-local","subnet":"10.7.0.0/24","routes":[{"dst":"0.0.0.0/0"}]}}`
@@ -123,6 +125,7 @@ func TestDefaultRouteOverForeign(t *testing.T) {
 }
 
 func TestDefaultRouteMovesWithHotplug(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.nads.add("demo/two", twoStack)
 	w.add("a", "")
@@ -152,6 +155,7 @@ func TestDefaultRouteMovesWithHotplug(t *testing.T) {
 }
 
 func TestUnreachableGateway(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.nads.add("demo/two", twoStack)
 	w.nads.add("demo/l2", `{"type":"bridge","bridge":"l0"}`)
@@ -161,6 +165,7 @@ func TestUnreachableGateway(t *testing.T) {
 }
 
 func TestSteer(t *testing.T) {
+	t.Parallel()
 	route := func(gw string, metric int) netstate.Route {
 		via := netip.MustParseAddr(gw)
 		dst := netip.PrefixFrom(netip.IPv4Unspecified(), 0)

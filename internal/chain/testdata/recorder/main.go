@@ -87,7 +87,7 @@ func behave(how string) {
 		time.Sleep(time.Hour)
 	case "crash":
 		fmt.Fprintln(os.Stderr, "about to crash")
-		must(syscall.Kill(os.Getpid(), syscall.SIGSEGV))
+		must(syscall.Kill(os.Getpid(), syscall.SIGKILL))
 		time.Sleep(time.Minute)
 	case "garbage":
 		fmt.Println("<html>not today</html>")
