@@ -296,3 +296,28 @@ func TestDefaultNetworkAnnotation(t *testing.T) {
 	}
 	w.empty()
 }
+
+// TestLinkInContainer stacks a macvlan on the Pod's own eth0, which is planned
+// in the same Add, and one on an interface that is there already.
+func TestLinkInContainer(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.nads.add("demo/on", `{"type":"macvlan","master":"eth0","linkInContainer":true,"ipam":{"type":"static","addresses":[{"address":"10.44.0.1/24"}]}}`)
+	w.nads.add("demo/on2", `{"type":"macvlan","master":"eth0","linkInContainer":true,"ipam":{"type":"static","addresses":[{"address":"10.44.0.2/24"}]}}`)
+	w.nads.add("demo/lost", `{"type":"macvlan","master":"eth5","linkInContainer":true}`)
+	w.add("a", "on")
+	if _, err := w.engine.Attach(t.Context(), "a", netattach.Selection{Namespace: "demo", Name: "on2", Interface: "m2"}); err != nil {
+		t.Fatal(err)
+	}
+	w.same("links", w.links(w.pod("a")), []string{"eth0", "m2", "net1"})
+	w.same("m2", w.addrs(w.pod("a"), "m2"), []string{"10.44.0.2/24"})
+	w.refused("b", "lost", `network demo/lost: spec.config.master "eth5": there is no such link on the Pod`, "eth0")
+	if err := w.engine.Check(t.Context(), "a"); err != nil {
+		t.Errorf("check: %v", err)
+	}
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	w.podEmpty("a")
+	w.empty()
+}

@@ -113,6 +113,14 @@ func (c *claims) unclaimed(links []sharedLink) []sharedLink {
 	return out
 }
 
+// knows says whether the sandbox's record was read.
+func (c *claims) knows(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, ok := c.sandboxes[id]
+	return ok
+}
+
 // claimsShared says whether any sandbox claims the shared link or one that
 // stands under the same owner.
 func (c *claims) claimsShared(name string) bool {

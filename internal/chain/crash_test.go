@@ -404,6 +404,38 @@ func TestDamagedRecord(t *testing.T) {
 	w.podEmpty("b")
 }
 
+// TestNewerRecord wants nothing touched of a sandbox that a later weft wrote.
+func TestNewerRecord(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.add("a", "")
+	path := filepath.Join(w.records.Dir(), "a.json")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	newer := strings.Replace(string(text), `"version":1`, `"version":9`, 1)
+	if err := os.WriteFile(path, []byte(newer), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.restart()
+	if err := w.engine.Restore(t.Context()); err == nil || !strings.Contains(err.Error(), "another version") {
+		t.Errorf("restore: %v", err)
+	}
+	w.in(w.pod("a"), "ping", "-c1", "-W2", "-q", "10.88.0.1")
+	if table := w.in(w.host, "nft", "list", "ruleset"); !strings.Contains(table, "10.88.0.0/24") {
+		t.Errorf("masquerading is gone:\n%s", table)
+	}
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.restart()
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	w.empty()
+}
+
 // TestDelGoesOn wants DEL to take away all it can, and to keep a record of the
 // rest until that is gone too.
 func TestDelGoesOn(t *testing.T) {

@@ -39,7 +39,7 @@ func TestPluginMisbehaves(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			w.timeout = 500 * time.Millisecond
-			if tt.kind != ErrPluginHung {
+			if !errors.Is(tt.kind, ErrPluginHung) {
 				w.timeout = 20 * time.Second
 			}
 			w.restart()

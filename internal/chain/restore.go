@@ -92,17 +92,25 @@ func (e *Engine) sweep(ctx context.Context, keepIDs map[string]bool) error {
 	if err != nil {
 		return err
 	}
+	blind := false // a record is there that nobody could read
 	for _, id := range ids {
 		keepIDs[id] = true
+		blind = blind || !e.claims.knows(id)
 	}
 	e.claims.kernel.Lock()
-	gone, err := e.Dataplane.Prune(ctx, func(owner string) bool { return e.keeps(owner, keepIDs) })
+	gone, err := e.Dataplane.Prune(ctx, func(owner string) bool {
+		shared := owner == ownerMasquerade || strings.HasPrefix(owner, ownerShared)
+		return shared && blind || e.keeps(owner, keepIDs)
+	})
 	e.claims.kernel.Unlock()
 	if len(gone) > 0 {
 		e.Log.Warn("removed what belongs to no sandbox", "removed", gone)
 	}
 	if err != nil {
 		return fmt.Errorf("sweep: %w", err)
+	}
+	if blind {
+		return nil
 	}
 	return e.syncMasquerade(ctx)
 }

@@ -62,7 +62,7 @@ func testMain(m *testing.M) int {
 }
 
 // needPlugin skips a test whose real plugin is not there, but never in CI.
-func needPlugin(t *testing.T, name string) {
+func needPlugin(t testing.TB, name string) {
 	t.Helper()
 	if _, err := os.Stat(filepath.Join(binDir, name)); err != nil {
 		if os.Getenv("CI") != "" {
@@ -97,7 +97,7 @@ func (n networks) add(fullName, config string) {
 // world is a machine of its own: a namespace that plays the host's, with a link
 // to the outside, and an engine with everything real.
 type world struct {
-	t        *testing.T
+	t        testing.TB
 	dir      string // plugins' state
 	host     string
 	nads     networks
@@ -117,7 +117,7 @@ const instance = "chaintest"
 const defaultConf = `{"cniVersion":"1.0.0","name":"default","type":"bridge","bridge":"weft0","isDefaultGateway":true,"ipMasq":true,
 	"ipam":{"type":"host-local","ranges":[[{"subnet":"10.88.0.0/24"}],[{"subnet":"fd88::/64"}]]}}`
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		if os.Getenv("CI") != "" {
