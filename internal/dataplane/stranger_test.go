@@ -332,3 +332,51 @@ func TestUnsupportedKind(t *testing.T) {
 	wantHint(t, err, `"sideways"`)
 	wantHint(t, createError(netstate.Link{Kind: "ipvlan"}, unix.EOPNOTSUPP), "modprobe ipvlan")
 }
+
+// TestRoutesOnOthersLinks puts addresses, routes and rules on links somebody
+// else made; they go with the plan that wanted them, and nothing else does.
+func TestRoutesOnOthersLinks(t *testing.T) {
+	l := newLab(t)
+	l.addWire(t)
+	l.sh(t, l.host, "ip addr add 10.5.0.1/24 dev wire0")
+	l.sh(t, l.host, "ip route add 10.60.0.0/16 via 10.5.0.9 dev wire0")
+	before := l.sh(t, l.host, "ip route") + l.sh(t, l.host, "ip -o -4 addr") + l.sh(t, l.host, "ip rule")
+	plan := netstate.Plan{
+		Alias: netstate.Alias(instance, "routes"),
+		Host: netstate.State{
+			Links:  []netstate.Link{{Name: "wire0", Presence: netstate.Existing, Up: true}},
+			Addrs:  []netstate.Addr{{Link: "wire0", Prefix: pfx("10.6.0.1/24")}},
+			Routes: []netstate.Route{{Dst: pfx("10.70.0.0/16"), Link: "wire0", Via: addr("10.6.0.9"), Metric: 7}, {Dst: pfx("fd07::/64"), Link: "wire0"}},
+			Rules:  []netstate.Rule{{Family: 6, Priority: 700, From: pfx("fd07::/64"), Table: 77}},
+		},
+	}
+	apply := func(want netstate.Plan) {
+		t.Helper()
+		if _, err := l.Apply(context.Background(), "", want); err != nil {
+			t.Fatal(err)
+		}
+		if ops, err := l.Check(context.Background(), "", want); err != nil || len(ops) > 0 {
+			t.Errorf("%v\n%s", err, opsText(ops))
+		}
+	}
+	apply(plan)
+	for _, want := range []string{"10.70.0.0/16 via 10.6.0.9 dev wire0 proto 119 metric 7", "10.60.0.0/16 via 10.5.0.9"} {
+		if out := l.sh(t, l.host, "ip route"); !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	next := plan
+	next.Host.Routes, next.Host.Rules = plan.Host.Routes[1:], nil
+	if _, err := l.Replace(context.Background(), "", plan, next); err != nil {
+		t.Fatal(err)
+	}
+	if out := l.sh(t, l.host, "ip route") + l.sh(t, l.host, "ip -6 rule"); strings.Contains(out, "10.70.0.0") || strings.Contains(out, "700:") {
+		t.Errorf("what the next plan does not want is still there:\n%s", out)
+	}
+	if err := l.Delete(context.Background(), "", next); err != nil {
+		t.Fatal(err)
+	}
+	if after := l.sh(t, l.host, "ip route") + l.sh(t, l.host, "ip -o -4 addr") + l.sh(t, l.host, "ip rule"); after != before {
+		t.Errorf("before\n%s\nafter\n%s", before, after)
+	}
+}

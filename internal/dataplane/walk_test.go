@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"testing"
@@ -28,6 +29,15 @@ func TestRandomWalk(t *testing.T) {
 		last := netstate.Plan{Alias: netstate.Alias(instance, owner)}
 		for i := range steps {
 			next := drawPlan(rt)
+			if chance(rt, "crash") {
+				// Die on the way; whoever comes back starts from the same record.
+				walked.stopBefore(rapid.IntRange(0, 12).Draw(rt, "crash before"))
+				_, err := walked.Replace(context.Background(), walked.pod, last, next)
+				if err != nil && !errors.Is(err, errStopped) {
+					rt.Fatalf("step %d: %v", i, err)
+				}
+				walked.beforeStep = nil
+			}
 			if _, err := walked.Replace(context.Background(), walked.pod, last, next); err != nil {
 				rt.Fatalf("step %d: %v\nfrom\n%s\nto\n%s", i, err, last, next)
 			}
