@@ -32,7 +32,7 @@ func (l *lab) guestSpec(kernelArgs string, nics ...vmnet.NIC) Spec {
 }
 
 // copyFile puts a file where every user can read it.
-func copyFile(t *testing.T, from, dir string) string {
+func copyFile(t testing.TB, from, dir string) string {
 	t.Helper()
 	data, err := os.ReadFile(from)
 	if err != nil {

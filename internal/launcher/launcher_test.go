@@ -246,7 +246,7 @@ func TestEnds(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, Exit{Reason: Stopped, Requested: true, QEMUReason: "host-qmp-quit"}},
-		{"QEMU hangs", func(p *Process) {
+		{"QEMU hangs", func(p *Process) { // takes its time: that is what it waits for
 			kill(qemuPID(p), unix.SIGSTOP)
 			if _, err := p.Stop(ctx, 0); err != nil {
 				t.Fatal(err)
@@ -254,6 +254,9 @@ func TestEnds(t *testing.T) {
 		}, Exit{Reason: Killed, Requested: true, Signal: "SIGKILL"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			if tt.want.Reason == Killed {
+				vmLane(t)
+			}
 			process := l.start(spec)
 			tt.end(process)
 			exit, err := process.Wait(ctx)
@@ -511,4 +514,62 @@ func TestSpecRoundTrip(t *testing.T) {
 	if err != nil || strings.Contains(string(data), `"Dir"`) {
 		t.Errorf("%s, %v", data, err)
 	}
+}
+
+// TestKVMDevice sees that QEMU's user can open /dev/kvm, whatever its mode on
+// the host. That guest code runs there is not asked: it may be emulated.
+func TestKVMDevice(t *testing.T) {
+	if file, err := os.OpenFile(kvmPath, os.O_RDWR, 0); err != nil {
+		t.Skipf("needs /dev/kvm: %v", err)
+	} else if err := file.Close(); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.Stat(kvmPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := newLab(t)
+	spec := l.spec(l.nic(0, nil))
+	spec.Machine.Accel, spec.Machine.CPU.Model = qemu.KVM, "qemu64"
+	process := l.start(spec)
+	var kvm struct{ Enabled, Present bool }
+	if err := qmp(t, process).Execute(testContext(t), "query-kvm", nil, &kvm); err != nil || !kvm.Enabled {
+		t.Errorf("query-kvm: %+v, %v", kvm, err)
+	}
+	after, err := os.Stat(kvmPath)
+	if err != nil || after.Mode() != before.Mode() {
+		t.Errorf("the host's /dev/kvm changed from %s to %s (%v)", before.Mode(), after.Mode(), err)
+	}
+}
+
+// BenchmarkStart is from the order to the running guest, and to its end.
+func BenchmarkStart(b *testing.B) {
+	if os.Geteuid() != 0 {
+		b.Skip("needs root")
+	}
+	l := newLab(b)
+	spec := l.spec(l.nic(0, nil))
+	var running time.Duration
+	for b.Loop() {
+		begin := time.Now()
+		process, err := Start(b.Context(), spec)
+		if err != nil {
+			b.Fatal(err)
+		}
+		running += time.Since(begin)
+		if status, err := os.ReadFile("/proc/" + strconv.Itoa(process.PID) + "/status"); err == nil {
+			for line := range strings.Lines(string(status)) {
+				if text, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+					if kib, err := strconv.Atoi(strings.Fields(text)[0]); err == nil {
+						b.ReportMetric(float64(kib), "launcher-KiB")
+					}
+				}
+			}
+		}
+		if _, err := process.Stop(b.Context(), 0); err != nil {
+			b.Fatal(err)
+		}
+		process.Close()
+	}
+	b.ReportMetric(float64(running.Milliseconds())/float64(b.N), "ms-to-run")
 }

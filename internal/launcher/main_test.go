@@ -65,7 +65,7 @@ func standInMain(path string) error {
 }
 
 // need skips a test that cannot run here; in CI that is a failure.
-func need(t *testing.T, ok bool, reason string) {
+func need(t testing.TB, ok bool, reason string) {
 	t.Helper()
 	if ok {
 		return
@@ -85,7 +85,7 @@ func vmLane(t *testing.T) {
 }
 
 // passable is a temporary directory that every user may pass through.
-func passable(t *testing.T) string {
+func passable(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	for _, d := range []string{dir, filepath.Dir(dir)} {
@@ -98,13 +98,13 @@ func passable(t *testing.T) string {
 
 // lab is a namespace and a directory for one machine.
 type lab struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	netns string
 	name  string
 }
 
-func newLab(t *testing.T) *lab {
+func newLab(t testing.TB) *lab {
 	t.Helper()
 	need(t, os.Geteuid() == 0, "needs root: namespaces and another uid")
 	_, err := exec.LookPath(qemu.Binary)
@@ -197,7 +197,7 @@ func (l *lab) cleanup(process *Process) {
 	})
 }
 
-func testContext(t *testing.T) context.Context {
+func testContext(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	return ctx

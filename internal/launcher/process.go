@@ -24,7 +24,8 @@ const (
 	settle = 10 * time.Second
 	// settleStep is how often they are looked at.
 	settleStep = 5 * time.Millisecond
-	// forceWait is how long QEMU has to end after `quit`.
+	// forceWait is how long QEMU has to end after `quit`, until the launcher
+	// kills it; Stop gives the launcher twice that before it is killed itself.
 	forceWait = 5 * time.Second
 )
 
@@ -227,7 +228,7 @@ func (p *Process) Stop(ctx context.Context, grace time.Duration) (Exit, error) {
 	for _, step := range []struct {
 		signal unix.Signal
 		wait   time.Duration
-	}{{unix.SIGTERM, grace}, {unix.SIGINT, 2 * forceWait}, {unix.SIGKILL, settle}} {
+	}{{unix.SIGTERM, grace}, {unix.SIGINT, 4 * forceWait}, {unix.SIGKILL, settle}} {
 		if step.wait <= 0 {
 			continue
 		}

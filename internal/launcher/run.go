@@ -22,8 +22,9 @@ const (
 	// pressEvery is how often the power button is pressed: a guest that boots
 	// does not see it the first time.
 	pressEvery = 5 * time.Second
-	// monitorLimit bounds a single command.
-	monitorLimit = 5 * time.Second
+	// monitorLimit bounds a single command once the guest runs. QEMU answers in
+	// milliseconds; one that hangs must not keep orders waiting.
+	monitorLimit = time.Second
 	// trimEvery is how often the serial log's length is looked at.
 	trimEvery = 5 * time.Second
 

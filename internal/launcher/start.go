@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -18,7 +17,6 @@ import (
 
 	"github.com/weftnet/weft/internal/linux"
 	"github.com/weftnet/weft/internal/qemu"
-	"github.com/weftnet/weft/internal/vmnet"
 )
 
 // ErrRunning says that the machine's launcher, or its QEMU, still lives.
@@ -67,8 +65,7 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 // checkVersion asks QEMU for its version where the machine depends on it: the
 // question takes longer than all else here.
 func checkVersion(ctx context.Context, spec Spec) error {
-	newer := func(nic vmnet.NIC) bool { return nic.Model == "igb" }
-	if !slices.ContainsFunc(spec.Machine.NICs, newer) {
+	if !qemu.DependsOnVersion(spec.Machine) {
 		return nil
 	}
 	version, err := qemu.DetectVersion(ctx, spec.binary())

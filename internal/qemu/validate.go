@@ -228,6 +228,11 @@ func validateBootOrder(m Machine) error {
 	return errors.Join(errs...)
 }
 
+// DependsOnVersion says whether Validate needs QEMU's version to judge m.
+func DependsOnVersion(m Machine) bool {
+	return slices.ContainsFunc(m.NICs, func(nic vmnet.NIC) bool { return nic.Model == "igb" })
+}
+
 // NICModels lists the models a NIC may have.
 func NICModels() []string {
 	models := make([]string, 0, len(nicModels))
