@@ -175,21 +175,29 @@ pod: ip link set net1 address 02:00:00:00:00:02 promisc off
 		}), `host: ip link set veth1 down
 host: bridge link set veth1 nomaster
 `},
-		{"port", full(), edit(func(p *Plan) { p.Host.Links[1].Port = &Port{Learning: ptr(true)} }),
-			"host: bridge link set veth1 learning on\n"},
-		{"a TAP is made anew, with its entry", full(), edit(func(p *Plan) { p.Pod.Links[2].Tap = &Tap{Owner: 107} }),
+		{
+			"port", full(), edit(func(p *Plan) { p.Host.Links[1].Port = &Port{Learning: ptr(true)} }),
+			"host: bridge link set veth1 learning on\n",
+		},
+		{
+			"a TAP is made anew, with its entry", full(), edit(func(p *Plan) { p.Pod.Links[2].Tap = &Tap{Owner: 107} }),
 			`pod: ip link del tap0
 pod: ip link add tap0 type tun mode tap user 107 group 1647508218 alias "weft:main:pod/net1"
 pod: bridge fdb replace 02:00:00:00:00:01 dev tap0 master static
-`},
-		{"a route to another gateway", full(), edit(func(p *Plan) { p.Pod.Routes[1].Via = addr("fd00::2") }),
+`,
+		},
+		{
+			"a route to another gateway", full(), edit(func(p *Plan) { p.Pod.Routes[1].Via = addr("fd00::2") }),
 			`pod: ip route del ::/0 via fd00::1 dev net2
 pod: ip route add ::/0 via fd00::2 dev net2
-`},
-		{"an address", full(), edit(func(p *Plan) { p.Pod.Addrs[0].Prefix = pfx("fd00::6/64") }),
+`,
+		},
+		{
+			"an address", full(), edit(func(p *Plan) { p.Pod.Addrs[0].Prefix = pfx("fd00::6/64") }),
 			`pod: ip addr del fd00::5/64 dev net2
 pod: ip addr add fd00::6/64 dev net2 nodad
-`},
+`,
+		},
 		{"shared addresses stay", full(), edit(func(p *Plan) { p.Host.Addrs = nil }), ""},
 		{"nodad is how, not what", full(), edit(func(p *Plan) { p.Pod.Addrs[0].NoDAD = false }), ""},
 		{"a table", full(), edit(func(p *Plan) {
