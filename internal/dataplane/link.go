@@ -15,10 +15,10 @@ import (
 // vethInfoPeer is VETH_INFO_PEER (include/uapi/linux/veth.h).
 const vethInfoPeer = 1
 
-// errRace means that a link turned up between our look and our message: another
-// attachment made the bridge both share, or a stranger took the name. The next
-// look tells which.
-var errRace = errors.New("somebody else made the link meanwhile")
+// errRace means that a link or table turned up between our look and our message:
+// another attachment made the one both share, or a stranger took the name. The
+// next look tells which.
+var errRace = errors.New("somebody else made it meanwhile")
 
 // createFlags makes a link and fails if the name is taken.
 const createFlags = unix.NLM_F_CREATE | unix.NLM_F_EXCL

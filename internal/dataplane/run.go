@@ -64,7 +64,7 @@ func (s *session) runBatch(have netstate.Plan, ops []netstate.Op) error {
 	case netstate.DelTable:
 		return s.delTables(v, h, ops)
 	case netstate.SetTable:
-		return s.setTables(v, w, ops)
+		return s.setTables(v, h, w, ops)
 	case netstate.SetSysctl:
 		return s.setSysctls(v, h, w, ops)
 	case netstate.DelLink:

@@ -115,6 +115,53 @@ func TestStrangersTable(t *testing.T) {
 	}
 }
 
+// TestTableTurnsUp lets a table of the plan's name turn up between the look and
+// the transaction that adds it.
+func TestTableTurnsUp(t *testing.T) {
+	meanwhile := func(l *lab, do func()) {
+		l.beforeStep = func(step string) error {
+			if step == "nft" {
+				l.beforeStep = nil
+				do()
+			}
+			return nil
+		}
+	}
+	t.Run("a stranger's", func(t *testing.T) {
+		l := newLab(t)
+		l.apply(t, bridgePlan())
+		meanwhile(l, func() { l.sh(t, l.pod, "nft add table ip weft") })
+		_, err := l.Apply(context.Background(), l.pod, vmPlan())
+		wantHint(t, err, `"ip weft"`, "is not ours")
+		if out := strings.TrimSpace(l.sh(t, l.pod, "nft list ruleset")); out != "table ip weft {\n}" {
+			t.Errorf("got %q, want the stranger's empty table alone", out)
+		}
+	})
+	t.Run("our own", func(t *testing.T) {
+		l := newLab(t)
+		l.apply(t, bridgePlan())
+		meanwhile(l, func() {
+			older := vmPlan()
+			older.Pod.Tables[1].Chains[0].Rules = []nft.Rule{"counter"}
+			l.apply(t, older)
+		})
+		l.apply(t, vmPlan())
+		l.holds(t, vmPlan())
+		if got, want := l.sh(t, l.pod, "nft list ruleset"), l.fresh(t, vmPlan()); got != want {
+			t.Errorf("got\n%s\nwant\n%s", got, want)
+		}
+	})
+}
+
+// fresh gives the rules of a Pod in which a plan is applied for the first time.
+func (l *lab) fresh(t *testing.T, plan netstate.Plan) string {
+	t.Helper()
+	other := newLab(t)
+	other.apply(t, bridgePlan())
+	other.apply(t, plan)
+	return l.sh(t, other.pod, "nft list ruleset")
+}
+
 func TestBadRuleNamesNft(t *testing.T) {
 	l := newLab(t)
 	plan := vmPlan()

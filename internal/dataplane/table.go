@@ -48,12 +48,19 @@ func (s *session) delTables(v *view, have *netstate.State, ops []netstate.Op) er
 	return s.script(v.ns, nft.Script(nil, ids...))
 }
 
-func (s *session) setTables(v *view, want *netstate.State, ops []netstate.Op) error {
-	var tables []nft.Table
+// setTables replaces tables that are there and adds those that are not, in one
+// transaction. errRace if one of the latter turned up meanwhile.
+func (s *session) setTables(v *view, have, want *netstate.State, ops []netstate.Op) error {
+	var replace, add []nft.Table
 	for _, op := range ops {
-		tables = append(tables, want.Tables[op.Index])
+		t := want.Tables[op.Index]
+		if slices.ContainsFunc(have.Tables, func(h nft.Table) bool { return h.ID() == t.ID() }) {
+			replace = append(replace, t)
+		} else {
+			add = append(add, t)
+		}
 	}
-	return s.script(v.ns, nft.Script(tables))
+	return s.script(v.ns, nft.Script(replace)+nft.Addition(add))
 }
 
 // script runs one nft transaction inside a namespace. The program inherits the
@@ -82,6 +89,9 @@ func (s *session) script(ns *linux.NS, script string) error {
 // nftError explains what nft said; the first line tells what and where.
 func nftError(err error, stderr string) error {
 	first, _, _ := strings.Cut(strings.TrimSpace(stderr), "\n")
+	if strings.Contains(stderr, "File exists") {
+		return fmt.Errorf("%w: %s", errRace, first)
+	}
 	if strings.Contains(stderr, "Operation not supported") || strings.Contains(stderr, "No such file or directory") {
 		return &hint.Error{
 			Field: "nft", Problem: "the kernel lacks something the rules need", Err: fmt.Errorf("%w: %s", err, first),

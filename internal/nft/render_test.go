@@ -59,6 +59,49 @@ table ip a {
 	}
 }
 
+func TestAdditionText(t *testing.T) {
+	table := nft.Table{Family: nft.IP, Name: "a", Chains: []nft.Chain{{Name: "c"}}}
+	want := `create table ip a {
+	comment "` + table.Comment() + `"
+}
+table ip a {
+	comment "` + table.Comment() + `"
+	chain c {
+	}
+}
+`
+	if diff := cmp.Diff(want, nft.Addition([]nft.Table{table})); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestAdditionInKernel: the same tables as by Script, and nothing at all if one
+// of them is there already.
+func TestAdditionInKernel(t *testing.T) {
+	enterNetNS(t)
+	tables := sample()
+	for i := range tables {
+		tables[i].Alias = "weft:main:" + strings.Repeat("f", 64)
+	}
+	mustNFT(t, nft.Script(tables), "-f", "-")
+	want := mustNFT(t, "", "list", "ruleset")
+	mustNFT(t, "", "flush", "ruleset")
+	mustNFT(t, nft.Addition(tables), "-f", "-")
+	if diff := cmp.Diff(want, mustNFT(t, "", "list", "ruleset")); diff != "" {
+		t.Errorf("added tables differ from replaced ones: %s", diff)
+	}
+
+	mustNFT(t, "", "flush", "ruleset")
+	mustNFT(t, "add table bridge weft-vm\n", "-f", "-")
+	before := mustNFT(t, "", "list", "ruleset")
+	if out, err := runNFT(nft.Addition(tables), "-f", "-"); err == nil || !strings.Contains(out, "File exists") {
+		t.Errorf("got %v and %q, want that one exists", err, out)
+	}
+	if diff := cmp.Diff(before, mustNFT(t, "", "list", "ruleset")); diff != "" {
+		t.Errorf("the refused transaction changed: %s", diff)
+	}
+}
+
 func TestHash(t *testing.T) {
 	a, b := sample()[0], sample()[0]
 	if a.Hash() != b.Hash() {
