@@ -6,6 +6,7 @@
 #    eth0 198.51.100.1  <-->  eth0 198.51.100.2 (uplink)
 #         2001:db8:51::1           2001:db8:51::2
 #                             eth1 (no address)      <-->  lan0 172.16.1.1 192.168.1.1 10.100.0.1
+#                                                               10.100.6.1, router to 198.18.0.1
 #
 #   lab.sh up NAME     make it        lab.sh down NAME   remove it
 # Then: nsenter --net=/run/netns/NAME-node weft --root DIR up -f examples/three-networks.yaml
@@ -30,12 +31,13 @@ up() {
 	ip -n "$name-node" addr add 2001:db8:51::2/64 dev eth0 nodad
 	ip -n "$name-node" route add default via 198.51.100.1
 	ip -n "$name-node" -6 route add default via 2001:db8:51::1
-	for address in 172.16.1.1/24 192.168.1.1/24 10.100.0.1/16; do
+	for address in 172.16.1.1/24 192.168.1.1/24 10.100.0.1/16 10.100.6.1/24; do
 		ip -n "$name-lan" addr add "$address" dev lan0
 	done
 	ip -n "$name-lan" addr add fd00:100::1/64 dev lan0 nodad
 	# what a Pod sends to the outside host's loopback address proves routing beyond the wire
 	ip -n "$name-out" addr add 203.0.113.1/32 dev lo
+	ip -n "$name-lan" addr add 198.18.0.1/32 dev lo
 }
 
 down() {

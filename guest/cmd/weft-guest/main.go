@@ -47,8 +47,18 @@ func command(name string, args []string) error {
 			return err
 		}
 		return group.Send(args[1])
+	case "mcast-listen":
+		if len(args) != 1 {
+			return fmt.Errorf("usage: weft-guest mcast-listen GROUP:PORT@LINK")
+		}
+		group, err := parseGroup(args[0])
+		if err != nil {
+			return err
+		}
+		say("joining %s on %s", group.Addr, group.Link)
+		return group.Listen(context.Background(), func(from net.Addr, payload string) { say("from %s: %s", from, payload) })
 	}
-	return fmt.Errorf("unknown command %q: want poweroff, reboot or mcast-send", name)
+	return fmt.Errorf("unknown command %q: want poweroff, reboot, mcast-send or mcast-listen", name)
 }
 
 // boot runs until the machine is off.
