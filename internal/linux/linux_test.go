@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -78,6 +79,9 @@ func TestNamespaceLife(t *testing.T) {
 	}
 	defer ns.Close()
 	checkInside(t, ns)
+	if out, err := exec.Command("nsenter", "--net="+path, "ping", "-c", "1", "-W", "2", "127.0.0.1").CombinedOutput(); err != nil {
+		t.Errorf("the new namespace does not reach itself: %v\n%s", err, out)
+	}
 	for range 2 {
 		if err := DeleteNS(path); err != nil {
 			t.Fatal(err)

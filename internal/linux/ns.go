@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/weftnet/weft/internal/hint"
@@ -129,7 +130,8 @@ func InNS(path string, f func() error) error {
 // CreateNS makes a namespace and binds it to path, as `ip netns add` does: the
 // namespace lives until DeleteNS, whatever becomes of this process. A namespace
 // that is already there stays and is success; a plain file left by a crash is
-// taken over. The loopback link of a new namespace is left down.
+// taken over. The loopback link of a new namespace is up, as a Pod's is
+// everywhere.
 func CreateNS(path string) error {
 	ns, err := OpenNS(path)
 	if err == nil {
@@ -159,8 +161,30 @@ func CreateNS(path string) error {
 // bindNew makes a namespace and binds it to path.
 func bindNew(path string) error {
 	return inThrowaway(func() error {
+		if err := loopbackUp(); err != nil {
+			return err
+		}
 		return unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
 	})
+}
+
+// loopback is the index of lo in every namespace (drivers/net/loopback.c makes
+// it first).
+const loopback = 1
+
+// loopbackUp sets lo up in the namespace of this thread.
+func loopbackUp() error {
+	conn, err := Dial(nil, unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	info := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	info.Index, info.Flags, info.Change = loopback, unix.IFF_UP, unix.IFF_UP
+	if err := conn.Do(unix.RTM_NEWLINK, 0, info); err != nil {
+		return fmt.Errorf("set lo up: %w", err)
+	}
+	return nil
 }
 
 // inThrowaway runs f on this thread in a new namespace and goes back. Ending the
