@@ -18,6 +18,8 @@ import (
 type attachment struct {
 	Delegate
 	rec *record.Attachment
+	// owner of its addresses.
+	owner ipam.Owner
 	// addresses were allocated, out was planned (native kinds).
 	addresses ipam.Result
 	out       kind.Output
@@ -35,6 +37,8 @@ type attaching struct {
 	// work are the new attachments in order; old those the sandbox had.
 	work []*attachment
 	old  []*record.Attachment
+	// owners of addresses that outlive the sandbox, by interface.
+	owners map[netstate.IfName]ipam.Owner
 	// masquerades: a new attachment's subnet goes out under the host's address.
 	masquerades bool
 	// intent: the record may say what exists from here on.
@@ -50,12 +54,16 @@ type attaching struct {
 //	exec ...   each plugin of each chain
 //	routes     default routes as steer decides over all attachments
 //	result     the record says that all is there
-func (e *Engine) attach(ctx context.Context, box *record.Sandbox, delegates []Delegate) error {
-	t := &attaching{Engine: e, box: box, old: slices.Clone(box.Attachments), look: look{hostPath: e.HostNS, podPath: box.NetNS}}
+func (e *Engine) attach(ctx context.Context, box *record.Sandbox, delegates []Delegate, owners map[netstate.IfName]ipam.Owner) error {
+	t := &attaching{Engine: e, box: box, owners: owners, old: slices.Clone(box.Attachments), look: look{hostPath: e.HostNS, podPath: box.NetNS}}
 	defer t.look.close()
+	var taking []ipam.Owner
 	for _, d := range delegates {
-		t.work = append(t.work, &attachment{Delegate: d, rec: t.newRecord(d)})
+		w := &attachment{Delegate: d, rec: t.newRecord(d), owner: t.addressOwner(&d)}
+		t.work = append(t.work, w)
+		taking = append(taking, w.owner)
 	}
+	defer e.claims.begin(taking)()
 	err := t.run(ctx)
 	if err == nil || errors.Is(err, errKilled) {
 		return err

@@ -213,6 +213,10 @@ type Request struct {
 	// Durable: the record must outlast a power loss even if all attachments are
 	// native, because a VM's state goes with it.
 	Durable bool
+	// Owners of addresses that shall outlive the sandbox, by interface; where none
+	// is named they are given back with it. An attachment whose addresses weft
+	// does not give has no use for one.
+	Owners map[netstate.IfName]ipam.Owner
 }
 
 // Add attaches a sandbox to all its networks or to none. One that is attached
@@ -238,7 +242,7 @@ func (e *Engine) Add(ctx context.Context, req Request) (*record.Sandbox, error) 
 	if len(delegates) == 0 {
 		return box, nil // nothing to remember
 	}
-	if err := e.attach(ctx, box, delegates); err != nil {
+	if err := e.attach(ctx, box, delegates, req.Owners); err != nil {
 		return nil, err
 	}
 	return box, nil

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/netstate"
 	"github.com/weftnet/weft/internal/record"
 )
@@ -27,6 +28,9 @@ type claims struct {
 	// mu guards what follows.
 	mu        sync.Mutex
 	sandboxes map[string]claim
+	// attaching counts the attachments under way of each owner of addresses: what
+	// they take stands in no record yet.
+	attaching map[ipam.Owner]int
 }
 
 // claim is what one sandbox claims.
@@ -34,6 +38,7 @@ type claim struct {
 	shared     []sharedLink
 	masquerade []netip.Prefix
 	macs       map[macKey]netstate.IfName
+	leases     []record.Lease
 }
 
 // sharedLink is a link of the host that several attachments stand on.
@@ -45,7 +50,9 @@ type sharedLink struct {
 
 type macKey struct{ network, mac string }
 
-func newClaims() *claims { return &claims{sandboxes: map[string]claim{}} }
+func newClaims() *claims {
+	return &claims{sandboxes: map[string]claim{}, attaching: map[ipam.Owner]int{}}
+}
 
 // set replaces what a sandbox claims by what its record says; nil: nothing.
 func (c *claims) set(id string, box *record.Sandbox) {
@@ -63,6 +70,7 @@ func (c *claims) set(id string, box *record.Sandbox) {
 			}
 		}
 		mine.masquerade = append(mine.masquerade, a.Masquerade...)
+		mine.leases = append(mine.leases, a.Leases...)
 		if a.Selection != nil && a.Selection.MAC != "" {
 			mine.macs[macKey{a.Network, a.Selection.MAC}] = a.Interface
 		}

@@ -45,7 +45,7 @@ func (e *Engine) Attach(ctx context.Context, id string, selection netattach.Sele
 	if err != nil {
 		return nil, err
 	}
-	if err := e.attach(ctx, box, delegates); err != nil {
+	if err := e.attach(ctx, box, delegates, nil); err != nil {
 		return nil, err
 	}
 	return box, nil

@@ -81,26 +81,34 @@ func (t *attaching) allocateAll(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// addressOwner says whose the addresses of an attachment are: a claim's that
+// outlives it, or its own.
+func (t *attaching) addressOwner(d *Delegate) ipam.Owner {
+	if s := d.Selection; s != nil && s.IPAMClaimReference != "" {
+		return ipam.ClaimOwner(t.box.Pod.Namespace, s.IPAMClaimReference)
+	}
+	if owner, ok := t.owners[d.Interface]; ok {
+		return owner
+	}
+	return ipam.AttachmentOwner(t.box.ID, string(d.Interface))
+}
+
 func (t *attaching) allocate(ctx context.Context, w *attachment) error {
 	config := w.Native.IPAM()
 	if config.Type == "" {
 		return nil
 	}
-	owner := ipam.AttachmentOwner(t.box.ID, string(w.Interface))
-	if s := w.Selection; s != nil && s.IPAMClaimReference != "" {
-		owner = ipam.ClaimOwner(t.box.Pod.Namespace, s.IPAMClaimReference)
-	}
 	var err error
-	if w.heldBefore, err = t.Addresses.Held(ctx, owner); err != nil {
-		return fmt.Errorf("list addresses of %s: %w", owner, err)
+	if w.heldBefore, err = t.Addresses.Held(ctx, w.owner); err != nil {
+		return fmt.Errorf("list addresses of %s: %w", w.owner, err)
 	}
-	got, err := t.alloc.Allocate(ctx, config, owner)
+	got, err := t.alloc.Allocate(ctx, config, w.owner)
 	if err != nil {
 		return err
 	}
-	held, err := t.Addresses.Held(ctx, owner)
+	held, err := t.Addresses.Held(ctx, w.owner)
 	if err != nil {
-		return fmt.Errorf("list addresses of %s: %w", owner, err)
+		return fmt.Errorf("list addresses of %s: %w", w.owner, err)
 	}
 	for _, lease := range held {
 		if slices.ContainsFunc(got.Addresses, func(a ipam.Address) bool { return a.Prefix.Addr() == lease.Addr }) {

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // Address is one address of an attachment.
@@ -72,9 +73,23 @@ type Owner string
 // AttachmentOwner is the owner of what one sandbox has on one interface.
 func AttachmentOwner(sandbox, ifName string) Owner { return Owner(sandbox + "/" + ifName) }
 
-// ClaimOwner is the owner of what belongs to a claim, such as a VM's NIC that
-// keeps its address over restarts.
+// ClaimOwner is the owner of what belongs to an IPAMClaim.
 func ClaimOwner(namespace, name string) Owner { return Owner("claim:" + namespace + "/" + name) }
+
+const nicPrefix = "nic:"
+
+// NICOwner is the owner of what a VM's NIC keeps over restarts; name is that of
+// its NICIdentity.
+func NICOwner(namespace, name string) Owner { return Owner(nicPrefix + namespace + "/" + name) }
+
+// ParseNICOwner is the inverse of NICOwner; ok is false for another's owner.
+func ParseNICOwner(owner Owner) (namespace, name string, ok bool) {
+	rest, ok := strings.CutPrefix(string(owner), nicPrefix)
+	if !ok {
+		return "", "", false
+	}
+	return strings.Cut(rest, "/")
+}
 
 // Scope is the set of networks in which an address may be held once only.
 type Scope string
