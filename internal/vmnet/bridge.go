@@ -43,7 +43,7 @@ func (b *builder) bridge(j job) (NICPlan, error) {
 		serve.Lease4 = b.lease4(j, mac, addr, dns)
 	}
 	if addr, ok := b.only(j, is6); ok && !b.req.NoIPv6 {
-		b.serve6Bridged(j, serve, addr, dns)
+		b.serve6Bridged(j, serve, mac, addr, dns)
 	}
 	if serve.Lease4 == nil && serve.Lease6 == nil {
 		serve = nil
@@ -163,8 +163,8 @@ func comparePrefix(a, b netip.Prefix) int {
 // the address by DHCPv6. An RA can name no gateway but its own sender, and
 // DHCPv6 knows no routes, so a gateway of the network's IPAM cannot be told to
 // the guest; it is warned of, with what to do.
-func (b *builder) serve6Bridged(j job, serve *Serve, addr netip.Prefix, dns guestDNS) {
-	serve.Lease6 = &Lease6{Addr: addr.Addr(), DNS: dns.servers6, Search: dns.search, Lifetime: LeaseLifetime}
+func (b *builder) serve6Bridged(j job, serve *Serve, mac netstate.MAC, addr netip.Prefix, dns guestDNS) {
+	serve.Lease6 = &Lease6{MAC: mac, Addr: addr.Addr(), DNS: dns.servers6, Search: dns.search, Lifetime: LeaseLifetime}
 	ra := &RA{
 		Managed: true, OtherConfig: true, MTU: j.link.MTU,
 		DNS: dns.servers6, Search: dns.search, Lifetime: LeaseLifetime,
