@@ -5,7 +5,6 @@ package v1alpha1
 import (
 	"encoding/json"
 	"fmt"
-	"net/netip"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -62,15 +61,6 @@ func FromObject(obj *unstructured.Unstructured) (*NICIdentity, error) {
 		return nil, fmt.Errorf("read NIC identity %s: %w", obj.GetName(), err)
 	}
 	return &id, nil
-}
-
-// Addresses of the leases.
-func (id *NICIdentity) Addresses() []netip.Addr {
-	var addrs []netip.Addr
-	for _, lease := range id.Spec.Leases {
-		addrs = append(addrs, lease.Addr)
-	}
-	return addrs
 }
 
 // Object gives the identity as a document.

@@ -31,10 +31,6 @@ type PlanNIC struct {
 	Link    netstate.IfName `json:"link"` // in the Pod
 	MAC     netstate.MAC    `json:"mac"`
 	Slot    int             `json:"slot"`
-	// Claim is the NICIdentity that holds the addresses.
-	Claim string `json:"claim"`
-	// Addresses it holds already; asked for again.
-	Addresses []netip.Addr `json:"addresses,omitempty"`
 }
 
 // Lease is one address a NIC holds within a scope of uniqueness.

@@ -155,6 +155,9 @@ func interfaceStatus(nic status.NIC) kubevirt.InterfaceStatus {
 			ips = append(ips, p.Addr())
 		}
 	}
+	if nic.Wire != nil {
+		s.MAC = nic.Wire.MAC // masqueraded, it is not the Pod link's
+	}
 	if nic.Machine != nil {
 		s.MAC, s.QueueCount, s.LinkState = nic.Machine.MAC, nic.Machine.Queues, "up"
 		if !nic.Machine.LinkUp {
@@ -263,6 +266,7 @@ func (n *Node) vmJourney(ctx context.Context, journey status.Journey, vmi *store
 		if m := n.machine(store.KeyOf(pod)); m != nil {
 			facts = m.statusFacts()
 			journey.Messages = append(journey.Messages, m.plan.Warnings...)
+			journey.Messages = append(journey.Messages, m.notTold()...)
 		}
 		sandbox, err := n.sandbox(pod)
 		if err != nil {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,12 +16,10 @@ import (
 
 	"github.com/weftnet/weft/api/kubevirt"
 	"github.com/weftnet/weft/internal/dhcp"
-	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/launcher"
 	"github.com/weftnet/weft/internal/netstate"
 	"github.com/weftnet/weft/internal/qemu"
 	"github.com/weftnet/weft/internal/status"
-	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/internal/vmnet"
 )
 
@@ -37,6 +37,7 @@ const (
 // servers and keeps what QEMU and the guest agent say. It survives QEMU: the
 // facts then say so.
 type machine struct {
+	name     string // namespace/name of the instance
 	dir      string
 	netns    string
 	inst     *kubevirt.Instance
@@ -51,17 +52,25 @@ type machine struct {
 	guestMu sync.Mutex
 	guest   *qemu.Agent
 
+	poke chan struct{} // capacity 1: cables have changed
+
 	// mu guards the fields below it.
 	mu      sync.Mutex
 	process *launcher.Process // nil: no QEMU was started or found
+	cables  map[string]bool   // by network: shall its cable be in?
+	adopted time.Time         // zero: it was started, not found
 	facts   machineFacts
 	leased  map[string]bool
 }
 
 // machineFacts is what was last heard. It is compared as a whole.
 type machineFacts struct {
-	runs      bool
-	nics      map[string]qemu.NICFacts
+	runs bool
+	nics map[string]qemu.NICFacts
+	// cables are those QEMU was told of.
+	cables map[string]bool
+	// channel: somebody in the guest has the guest agent's channel open.
+	channel   bool
 	connected bool
 	guest     []status.GuestFact
 	// exit is how the machine ended; nil while it runs or was never started.
@@ -73,13 +82,15 @@ func (m *machine) watch(ctx context.Context) error {
 	m.servers = map[string]*dhcp.Server{}
 	m.leased = map[string]bool{}
 	m.finished = make(chan struct{})
+	m.poke = make(chan struct{}, 1)
+	m.follow(m.inst)
 	for _, nic := range m.plan.NICs {
 		if nic.Serve == nil {
 			continue
 		}
 		network := nic.NIC.Network
 		server, err := dhcp.New(dhcp.Config{
-			NIC: m.inst.Namespace + "/" + m.inst.Name + "/" + network, Serve: *nic.Serve, Netns: m.netns, Log: m.log,
+			NIC: m.name + "/" + network, Serve: *nic.Serve, Netns: m.netns, Log: m.log,
 			OnEvent: func(e dhcp.Event) {
 				if e.Kind == dhcp.Leased {
 					m.noteLease(network)
@@ -97,6 +108,41 @@ func (m *machine) watch(ctx context.Context) error {
 		m.run(ctx)
 	}()
 	return nil
+}
+
+// serversPatience bounds the wait for servers to begin.
+const serversPatience = 20 * time.Second
+
+// awaitServers waits until all of them have their socket: a guest's first
+// question is not to go unheard.
+func (m *machine) awaitServers(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, serversPatience)
+	defer cancel()
+	for _, server := range m.servers {
+		select {
+		case <-server.Ready():
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s to listen on its TAP: %w", server, ctx.Err())
+		}
+	}
+	return nil
+}
+
+// follow takes over what may change while the machine runs: whether the cables
+// are in.
+func (m *machine) follow(inst *kubevirt.Instance) {
+	m.inst = inst
+	cables := map[string]bool{}
+	for _, iface := range inst.Interfaces {
+		cables[iface.Name] = iface.State != vmnet.Down
+	}
+	m.mu.Lock()
+	m.cables = cables
+	m.mu.Unlock()
+	select {
+	case m.poke <- struct{}{}:
+	default:
+	}
 }
 
 // close ends servers and watches; nothing then holds the namespace open.
@@ -157,6 +203,21 @@ func (m *machine) begin(process *launcher.Process) {
 	m.mu.Unlock()
 }
 
+// introduction is how long a machine that was found has to tell how it is.
+const introduction = 5 * time.Second
+
+// unheard says how long to wait for a machine that was found to tell how it is.
+// Until then its status is better left as the last agent wrote it.
+func (m *machine) unheard(now time.Time) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	known := m.facts.exit != nil || m.facts.runs && (!m.facts.channel || m.facts.connected)
+	if known || m.adopted.IsZero() {
+		return 0
+	}
+	return m.adopted.Add(introduction).Sub(now)
+}
+
 // watchExit waits for the end of the process.
 func (m *machine) watchExit(ctx context.Context) error {
 	process := m.running()
@@ -182,101 +243,58 @@ func (m *machine) watchMachine(ctx context.Context) error {
 		return err
 	}
 	defer client.Close() // the peer may be gone
-	defer m.update(func(f *machineFacts) { f.runs, f.nics = false, nil })
+	defer m.update(func(f *machineFacts) { f.runs, f.channel, f.nics, f.cables = false, false, nil, nil })
 	tick := time.NewTicker(machinePoll)
 	defer tick.Stop()
 	for {
-		nics, err := client.NICs(ctx)
-		if err != nil {
+		if err := m.askMachine(ctx, client); err != nil {
 			return err
 		}
-		byNetwork := make(map[string]qemu.NICFacts, len(nics))
-		for _, nic := range nics {
-			nic.MulticastTable = nil // changes often and nobody asks
-			byNetwork[nic.Network] = nic
-		}
-		m.update(func(f *machineFacts) { f.runs, f.nics = true, byNetwork })
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-client.Done():
 			return nil
 		case <-client.Events():
+		case <-m.poke:
 		case <-tick.C:
 		}
 	}
 }
 
-// watchGuest asks the guest agent for its interfaces until the connection ends.
-func (m *machine) watchGuest(ctx context.Context) error {
-	process := m.running()
-	if process == nil {
-		return nil
-	}
-	agent, err := process.Agent(ctx)
+// askMachine asks QEMU what it has, and puts cables in and out as they shall be.
+func (m *machine) askMachine(ctx context.Context, client *qemu.Client) error {
+	nics, err := client.NICs(ctx)
 	if err != nil {
 		return err
 	}
-	m.guestMu.Lock()
-	m.guest = agent
-	m.guestMu.Unlock()
-	defer func() {
-		m.guestMu.Lock()
-		m.guest = nil
-		m.guestMu.Unlock()
-		_ = agent.Close() // the peer may be gone
-		m.update(func(f *machineFacts) { f.connected, f.guest = false, nil })
-	}()
-	for ctx.Err() == nil {
-		wait := guestPoll
-		switch err := m.askGuest(ctx, agent); {
-		case err == nil:
-		case errors.Is(err, context.DeadlineExceeded):
-			// No agent in the guest (yet): the channel stays open.
-			m.update(func(f *machineFacts) { f.connected, f.guest = false, nil })
-			wait = redial
-		default:
-			return err
-		}
-		pause(ctx, wait)
-	}
-	return nil
-}
-
-func (m *machine) askGuest(ctx context.Context, agent *qemu.Agent) error {
-	m.guestMu.Lock()
-	defer m.guestMu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, guestAnswer)
-	defer cancel()
-	links, err := agent.NetworkInterfaces(ctx)
+	channel, err := client.AgentOpen(ctx)
 	if err != nil {
 		return err
 	}
-	var facts []status.GuestFact
-	for _, link := range links {
-		if link.Name == "lo" {
+	byNetwork := make(map[string]qemu.NICFacts, len(nics))
+	for _, nic := range nics {
+		nic.MulticastTable = nil // changes often and nobody asks
+		byNetwork[nic.Network] = nic
+	}
+	m.mu.Lock()
+	wanted, told := m.cables, maps.Clone(m.facts.cables)
+	m.mu.Unlock()
+	if told == nil { // newly connected: QEMU cannot be asked how its cables are
+		told = map[string]bool{}
+	}
+	for network := range byNetwork {
+		up, known := wanted[network]
+		if before, same := told[network]; !known || same && before == up {
 			continue
 		}
-		fact := status.GuestFact{Name: link.Name, MAC: string(link.MAC)}
-		for _, p := range link.Addrs {
-			fact.Addresses = append(fact.Addresses, p.Addr())
+		if err := client.SetLink(ctx, qemu.DeviceID(network), up); err != nil {
+			return err
 		}
-		facts = append(facts, fact)
+		told[network] = up
 	}
-	m.update(func(f *machineFacts) { f.connected, f.guest = true, facts })
+	m.update(func(f *machineFacts) { f.runs, f.channel, f.nics, f.cables = true, channel, byNetwork, told })
 	return nil
-}
-
-// exec runs a program in the guest.
-func (m *machine) exec(ctx context.Context, command qemu.Command) (qemu.Result, error) {
-	m.guestMu.Lock()
-	defer m.guestMu.Unlock()
-	if m.guest == nil || !m.snapshot().connected {
-		return qemu.Result{}, &hint.Error{
-			Field: "vmi", Value: m.inst.Name, Problem: "no guest agent answers", Remedy: "install and start qemu-guest-agent in the guest; weft console reaches it without",
-		}
-	}
-	return m.guest.Exec(ctx, command)
 }
 
 func (m *machine) update(change func(*machineFacts)) {
@@ -324,7 +342,7 @@ func (m *machine) statusFacts() status.Facts {
 		if device, ok := known.nics[nic.NIC.Network]; ok {
 			facts.Machine[nic.NIC.Network] = status.MachineFact{
 				Model: nic.NIC.Model, MAC: string(device.MAC), MACInUse: string(device.MACInUse),
-				Queues: nic.NIC.Queues, LinkUp: nic.NIC.LinkUp, Slot: nic.NIC.Slot,
+				Queues: nic.NIC.Queues, LinkUp: known.cables[nic.NIC.Network], Slot: nic.NIC.Slot,
 			}
 		}
 	}
@@ -334,7 +352,7 @@ func (m *machine) statusFacts() status.Facts {
 
 func (m *machine) wireFact(nic vmnet.NICPlan, leased bool) status.WireFact {
 	fact := status.WireFact{
-		TAP: string(nic.NIC.TAP), Bridge: string(bridgeOf(nic)), Leased: leased,
+		TAP: string(nic.NIC.TAP), MAC: string(nic.NIC.MAC), Bridge: string(bridgeOf(nic)), Leased: leased,
 	}
 	if nic.Serve == nil {
 		return fact
@@ -356,6 +374,20 @@ func (m *machine) wireFact(nic vmnet.NICPlan, leased bool) status.WireFact {
 		}
 	}
 	return fact
+}
+
+// notTold lists what the servers cannot tell the guests as it was configured.
+func (m *machine) notTold() []string {
+	var list []string
+	for _, nic := range m.plan.NICs {
+		if nic.Serve == nil {
+			continue
+		}
+		if err := dhcp.Problems(*nic.Serve); err != nil {
+			list = append(list, fmt.Sprintf("interface %s: left out of DHCP: %s", nic.NIC.Network, strings.ReplaceAll(err.Error(), "\n", "; ")))
+		}
+	}
+	return list
 }
 
 func bridgeOf(nic vmnet.NICPlan) netstate.IfName {
@@ -380,24 +412,4 @@ func exchangeText(t dhcp.Transaction) string {
 		text += " (" + t.Reason + ")"
 	}
 	return text
-}
-
-// GuestExec runs a program in the guest of an instance.
-func (n *Node) GuestExec(ctx context.Context, key store.Key, command qemu.Command) (qemu.Result, error) {
-	vmi, err := n.cfg.Store.Get(ctx, kubevirt.InstanceKind, key)
-	if err != nil {
-		return qemu.Result{}, fmt.Errorf("vmi %s: %w", key, err)
-	}
-	pod, err := n.launcherPod(ctx, vmi)
-	if err != nil {
-		return qemu.Result{}, err
-	}
-	var m *machine
-	if pod != nil {
-		m = n.machine(store.KeyOf(pod))
-	}
-	if m == nil {
-		return qemu.Result{}, &hint.Error{Field: "vmi", Value: key.String(), Problem: "its machine does not run", Remedy: "weft describe vmi " + key.Name + " says what it waits for"}
-	}
-	return m.exec(ctx, command)
 }

@@ -14,6 +14,9 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weftnet/weft/api/v1alpha1"
 	"github.com/weftnet/weft/internal/chain"
 	"github.com/weftnet/weft/internal/dataplane"
 	"github.com/weftnet/weft/internal/image"
@@ -56,6 +59,7 @@ type Config struct {
 type Node struct {
 	cfg  Config
 	pods *reconcile.Loop
+	nics *reconcile.Loop
 
 	// mu guards machines: those wired on this node, by launcher Pod.
 	mu       sync.Mutex
@@ -67,6 +71,7 @@ func New(cfg Config) *Node {
 	n := &Node{cfg: cfg, machines: map[store.Key]*machine{}}
 	const workers = 8 // stopping a guest holds one for seconds
 	n.pods = reconcile.NewLoop("pods", workers, cfg.Log, n.reconcilePod)
+	n.nics = reconcile.NewLoop("nics", 1, cfg.Log, n.reconcileNIC)
 	return n
 }
 
@@ -76,15 +81,21 @@ func (n *Node) String() string { return "node" }
 // Run works until ctx ends. Pods and VMs stay as they are.
 func (n *Node) Run(ctx context.Context) error {
 	defer n.letGo()
-	if err := n.pods.Run(ctx); err != nil {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return n.pods.Run(ctx) })
+	group.Go(func() error { return n.nics.Run(ctx) })
+	if err := group.Wait(); err != nil {
 		return fmt.Errorf("run node: %w", err)
 	}
 	return nil
 }
 
-// Sources wake the node's loop.
+// Sources wake the node's loops.
 func (n *Node) Sources() []reconcile.Source {
-	return []reconcile.Source{{Store: n.cfg.Store, GVK: podKind, Loop: n.pods}}
+	return []reconcile.Source{
+		{Store: n.cfg.Store, GVK: podKind, Loop: n.pods},
+		{Store: n.cfg.Store, GVK: v1alpha1.NICIdentityKind, Loop: n.nics},
+	}
 }
 
 // letGo ends watches and servers, not the machines.

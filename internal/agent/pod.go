@@ -72,10 +72,14 @@ func (n *Node) attach(ctx context.Context, pod *store.Object) (*record.Sandbox, 
 			return nil, err
 		}
 	}
+	owners, err := n.addressOwners(ctx, pod)
+	if err != nil {
+		return nil, err
+	}
 	return n.cfg.Engine.Add(ctx, chain.Request{
 		ID: id, NetNS: netns, Annotations: pod.GetAnnotations(), DefaultNamespace: pod.GetNamespace(),
 		Pod:     record.Pod{Namespace: pod.GetNamespace(), Name: pod.GetName(), UID: string(pod.GetUID())},
-		Durable: pod.GetAnnotations()[kubevirt.DomainAnnotation] != "",
+		Durable: pod.GetAnnotations()[kubevirt.DomainAnnotation] != "", Owners: owners,
 	})
 }
 

@@ -15,6 +15,9 @@ import (
 // are finished or rolled back, sandboxes whose Pod is gone are removed. It must
 // be done before Run.
 func (n *Node) Restore(ctx context.Context) error {
+	if err := n.holdIdentities(ctx); err != nil {
+		return err
+	}
 	if err := n.cfg.Engine.Restore(ctx); err != nil {
 		// What could not be rolled back stays in its record and is tried again.
 		n.cfg.Log.Error("restore attachments", "err", err)

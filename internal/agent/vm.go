@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/weftnet/weft/api/kubevirt"
@@ -39,6 +41,9 @@ func (n *Node) reconcileMachine(ctx context.Context, pod *store.Object, sandbox 
 	if err != nil {
 		return 0, errors.Join(err, n.writeInstanceFailure(ctx, key, stage, err))
 	}
+	if wait := m.unheard(n.cfg.Now()); wait > 0 {
+		return wait, nil
+	}
 	return 0, n.writeInstance(ctx, key, sandbox, m)
 }
 
@@ -55,12 +60,13 @@ func ownedBy(pod, vmi *store.Object) bool {
 // reason to give for err.
 func (n *Node) bringUp(ctx context.Context, pod, vmi *store.Object, sandbox *record.Sandbox) (m *machine, stage string, err error) {
 	key := store.KeyOf(pod)
-	if m := n.machine(key); m != nil {
-		return m, "", nil
-	}
 	inst, _, err := kubevirt.FromVMI(vmi)
 	if err != nil {
 		return nil, "Invalid", err
+	}
+	if m := n.machine(key); m != nil {
+		m.follow(inst)
+		return m, "", nil
 	}
 	plan, err := n.planNetwork(pod, inst, sandbox)
 	if err != nil {
@@ -69,15 +75,22 @@ func (n *Node) bringUp(ctx context.Context, pod, vmi *store.Object, sandbox *rec
 	for _, warning := range plan.Warnings {
 		n.cfg.Log.Warn("VM network", "vmi", store.KeyOf(vmi).String(), "warning", warning)
 	}
+	if err := n.noteMoved(ctx, sandbox, plan); err != nil {
+		return nil, "WiringFailed", err
+	}
 	wiring := netstate.Plan{Alias: n.wiringAlias(sandbox.ID), Pod: plan.State}
 	if _, err := n.cfg.Plane.Apply(ctx, sandbox.NetNS, wiring); err != nil {
 		return nil, "WiringFailed", err
 	}
 	m = &machine{
-		dir: n.cfg.VMDir(inst.Namespace, inst.Name), netns: sandbox.NetNS, inst: inst, plan: plan,
+		name: inst.Namespace + "/" + inst.Name, dir: n.cfg.VMDir(inst.Namespace, inst.Name), netns: sandbox.NetNS, inst: inst, plan: plan,
 		log: n.cfg.Log.With("vmi", inst.Namespace+"/"+inst.Name), changed: func() { n.pods.Add(key) },
 	}
 	if err := m.watch(ctx); err != nil {
+		return nil, "ServingFailed", err
+	}
+	if err := m.awaitServers(ctx); err != nil {
+		m.close()
 		return nil, "ServingFailed", err
 	}
 	if err := n.startOrAdopt(ctx, m, string(vmi.GetUID())); err != nil {
@@ -86,6 +99,27 @@ func (n *Node) bringUp(ctx context.Context, pod, vmi *store.Object, sandbox *rec
 	}
 	n.setMachine(key, m)
 	return m, "", nil
+}
+
+// noteMoved writes into the record, before it is done, which addresses the
+// wiring takes off the Pod's links for the guest to have.
+func (n *Node) noteMoved(ctx context.Context, sandbox *record.Sandbox, plan vmnet.Plan) error {
+	moved := map[netstate.IfName][]netip.Prefix{}
+	for _, nic := range plan.NICs {
+		for _, addr := range nic.Taken.Addrs {
+			moved[addr.Link] = append(moved[addr.Link], addr.Prefix)
+		}
+	}
+	known := true
+	for link, prefixes := range moved {
+		a := sandbox.Find(link)
+		known = known && a != nil && slices.Equal(a.Moved, prefixes)
+	}
+	if known {
+		return nil
+	}
+	_, err := n.cfg.Engine.SetMoved(ctx, sandbox.ID, moved)
+	return err
 }
 
 func (n *Node) wiringAlias(sandbox string) string {
@@ -135,6 +169,9 @@ func (n *Node) startOrAdopt(ctx context.Context, m *machine, uid string) error {
 	process, err := launcher.Adopt(ctx, m.dir)
 	switch {
 	case err == nil && process.Spec.Machine.UUID == n.machineUUID(m.inst, uid):
+		m.mu.Lock()
+		m.adopted = n.cfg.Now()
+		m.mu.Unlock()
 		m.begin(process)
 		return nil
 	case err == nil: // an instance that had the name before; its Pod is gone

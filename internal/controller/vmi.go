@@ -261,7 +261,6 @@ func (c *Controllers) createPod(ctx context.Context, vmi *store.Object, inst *ku
 		macs[iface.Name] = string(id.Spec.MAC)
 		plan.NICs = append(plan.NICs, v1alpha1.PlanNIC{
 			Network: iface.Name, Link: netstate.IfName(network.PodLink()), MAC: id.Spec.MAC, Slot: id.Spec.Slot,
-			Claim: id.Name, Addresses: id.Addresses(),
 		})
 	}
 	text, err := plan.Text()

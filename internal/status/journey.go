@@ -65,7 +65,9 @@ type PodFact struct {
 
 // WireFact is what stands between Pod link and machine.
 type WireFact struct {
-	TAP    string `json:"tap"`
+	TAP string `json:"tap"`
+	// MAC the guest's NIC is to have.
+	MAC    string `json:"mac"`
 	Bridge string `json:"bridge"`
 	// Serving lists dhcpv4, dhcpv6, ra as far as they are served on the TAP.
 	Serving []string `json:"serving,omitempty"`

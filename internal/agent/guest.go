@@ -1,0 +1,107 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/weftnet/weft/api/kubevirt"
+	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/qemu"
+	"github.com/weftnet/weft/internal/status"
+	"github.com/weftnet/weft/internal/store"
+)
+
+// watchGuest asks the guest agent for its interfaces until the connection ends.
+// It does not speak while nobody listens in the guest: what it said would wait
+// in a buffer and reach an agent that starts much later.
+func (m *machine) watchGuest(ctx context.Context) error {
+	process := m.running()
+	if process == nil || !m.snapshot().channel {
+		return nil
+	}
+	agent, err := process.Agent(ctx)
+	if err != nil {
+		return err
+	}
+	m.guestMu.Lock()
+	m.guest = agent
+	m.guestMu.Unlock()
+	defer func() {
+		m.guestMu.Lock()
+		m.guest = nil
+		m.guestMu.Unlock()
+		_ = agent.Close() // the peer may be gone
+		m.update(func(f *machineFacts) { f.connected, f.guest = false, nil })
+	}()
+	for ctx.Err() == nil && m.snapshot().channel {
+		wait := guestPoll
+		switch err := m.askGuest(ctx, agent); {
+		case err == nil:
+		case errors.Is(err, context.DeadlineExceeded):
+			// It hangs, or the guest is busy.
+			m.update(func(f *machineFacts) { f.connected, f.guest = false, nil })
+			wait = redial
+		default:
+			return err
+		}
+		pause(ctx, wait)
+	}
+	return nil
+}
+
+func (m *machine) askGuest(ctx context.Context, agent *qemu.Agent) error {
+	m.guestMu.Lock()
+	defer m.guestMu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, guestAnswer)
+	defer cancel()
+	links, err := agent.NetworkInterfaces(ctx)
+	if err != nil {
+		return err
+	}
+	var facts []status.GuestFact
+	for _, link := range links {
+		if link.Name == "lo" {
+			continue
+		}
+		fact := status.GuestFact{Name: link.Name, MAC: string(link.MAC)}
+		for _, p := range link.Addrs {
+			fact.Addresses = append(fact.Addresses, p.Addr())
+		}
+		facts = append(facts, fact)
+	}
+	m.update(func(f *machineFacts) { f.connected, f.guest = true, facts })
+	return nil
+}
+
+// exec runs a program in the guest.
+func (m *machine) exec(ctx context.Context, command qemu.Command) (qemu.Result, error) {
+	m.guestMu.Lock()
+	defer m.guestMu.Unlock()
+	if m.guest == nil || !m.snapshot().connected {
+		return qemu.Result{}, &hint.Error{
+			Field: "vmi", Value: m.name, Problem: "no guest agent answers", Remedy: "install and start qemu-guest-agent in the guest; weft console reaches it without",
+		}
+	}
+	return m.guest.Exec(ctx, command)
+}
+
+// GuestExec runs a program in the guest of an instance.
+func (n *Node) GuestExec(ctx context.Context, key store.Key, command qemu.Command) (qemu.Result, error) {
+	vmi, err := n.cfg.Store.Get(ctx, kubevirt.InstanceKind, key)
+	if err != nil {
+		return qemu.Result{}, fmt.Errorf("vmi %s: %w", key, err)
+	}
+	pod, err := n.launcherPod(ctx, vmi)
+	if err != nil {
+		return qemu.Result{}, err
+	}
+	var m *machine
+	if pod != nil {
+		m = n.machine(store.KeyOf(pod))
+	}
+	if m == nil {
+		return qemu.Result{}, &hint.Error{Field: "vmi", Value: key.String(), Problem: "its machine does not run", Remedy: "weft describe vmi " + key.Name + " says what it waits for"}
+	}
+	return m.exec(ctx, command)
+}
