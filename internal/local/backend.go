@@ -52,6 +52,8 @@ type backend struct {
 	store       store.Store
 	controllers *controller.Controllers
 	prune       func(ctx context.Context) ([]string, error)
+	// collect frees what removed images have left; inUse tells by digest.
+	collect func(ctx context.Context, inUse func(digest string) bool) error
 }
 
 var _ Backend = (*backend)(nil)
@@ -153,6 +155,9 @@ func (b *backend) Down(ctx context.Context, all bool) (DownReply, error) {
 	pruned, err := b.prune(ctx)
 	reply.Removed = append(reply.Removed, pruned...)
 	if err != nil {
+		return reply, err
+	}
+	if err := b.collect(ctx, func(string) bool { return false }); err != nil { // no machine runs any more
 		return reply, err
 	}
 	reply.Kept, err = b.kept(ctx)

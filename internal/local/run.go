@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -82,7 +83,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	server := &Server{
 		Instance: in, Info: Info{Version: version.Text, PID: os.Getpid(), Tag: in.Tag, Accel: string(opt.Accel)},
 		Store: objects, Applier: &Applier{Store: objects, Validate: validate},
-		Backend: &backend{Node: node, instance: in, store: objects, controllers: controllers, prune: node.PruneAll},
+		Backend: &backend{Node: node, instance: in, store: objects, controllers: controllers, prune: node.PruneAll, collect: images.Collect},
 		Ended:   end,
 	}
 	return runTasks(ctx, opt.Log, tasksOf(node, controllers, server))
@@ -127,16 +128,34 @@ func macSeed(in Instance) (string, error) {
 	return strings.TrimSpace(string(id)) + "/" + in.Tag, nil
 }
 
+// Resolver configurations: the machine's, and the one with the real servers
+// where the machine's names only a stub of its own (systemd-resolved.service(8)).
+const (
+	resolvConf         = "/etc/resolv.conf"
+	resolvConfUpstream = "/run/systemd/resolve/resolv.conf"
+)
+
 // readResolvConf reads the machine's resolver configuration, for guests.
-func readResolvConf() (vmnet.DNS, error) {
-	content, err := os.ReadFile("/etc/resolv.conf")
+func readResolvConf() (vmnet.DNS, error) { return readDNS(resolvConf, resolvConfUpstream) }
+
+func readDNS(path, upstream string) (vmnet.DNS, error) {
+	content, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return vmnet.DNS{}, nil
 	}
 	if err != nil {
 		return vmnet.DNS{}, fmt.Errorf("read resolver configuration: %w", err)
 	}
-	return parseResolvConf(string(content)), nil
+	dns := parseResolvConf(string(content))
+	// A guest cannot reach the loopback address of its host.
+	dns.Nameservers = slices.DeleteFunc(dns.Nameservers, netip.Addr.IsLoopback)
+	if len(dns.Nameservers) > 0 {
+		return dns, nil
+	}
+	if content, err := os.ReadFile(upstream); err == nil {
+		dns.Nameservers = parseResolvConf(string(content)).Nameservers
+	}
+	return dns, nil
 }
 
 // parseResolvConf reads nameserver, domain and search lines (resolv.conf(5)).
