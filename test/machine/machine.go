@@ -28,6 +28,11 @@ type Machine struct {
 	Root string
 
 	t testing.TB
+
+	// boots counts Reboots; bootID is the file with the present boot's id, empty
+	// before the first.
+	boots  int
+	bootID string
 }
 
 // New makes a machine and removes it at the end of the test, which fails if
@@ -99,14 +104,8 @@ func (m *Machine) Leftovers() []string {
 	for _, line := range m.lines("ip", "netns", "exec", m.Name+"-node", "nft", "list", "tables") {
 		left = append(left, "nft "+line)
 	}
-	entries, err := os.ReadDir("/run/netns")
-	if err != nil {
-		m.t.Errorf("list namespaces: %v", err)
-	}
-	for _, entry := range entries {
-		if strings.HasPrefix(entry.Name(), m.Tag()+"_") {
-			left = append(left, "namespace "+entry.Name())
-		}
+	for _, name := range m.Namespaces() {
+		left = append(left, "namespace "+name)
 	}
 	for _, line := range m.lines("pgrep", "-af", m.Root) {
 		if strings.Contains(line, "weft") || strings.Contains(line, "qemu") {
@@ -114,6 +113,22 @@ func (m *Machine) Leftovers() []string {
 		}
 	}
 	return left
+}
+
+// Namespaces lists the network namespaces the instance has made.
+func (m *Machine) Namespaces() []string {
+	m.t.Helper()
+	entries, err := os.ReadDir("/run/netns")
+	if err != nil {
+		m.t.Errorf("list namespaces: %v", err)
+	}
+	var names []string
+	for _, entry := range entries {
+		if strings.HasPrefix(entry.Name(), m.Tag()+"_") {
+			names = append(names, entry.Name())
+		}
+	}
+	return names
 }
 
 // Tag is the instance's, part of all its names.
@@ -156,7 +171,7 @@ const limit = 6 * time.Minute
 func (m *Machine) On(where string, command ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=/run/netns/" + m.Name + "-" + where}, command...)...)
+	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=/run/netns/" + m.Name + "-" + where}, m.booted(command)...)...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()
