@@ -4,8 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
+	"hash/fnv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,7 +13,7 @@ import (
 // errBusy: somebody else holds the lock.
 var errBusy = errors.New("sandbox is being worked on")
 
-// lockPoll is how often a held lock is tried again: flock(2) can wait, but not
+// lockPoll is how often a held lock is tried again: fcntl(2) can wait, but not
 // until a context ends.
 const lockPoll = 2 * time.Millisecond
 
@@ -28,7 +27,7 @@ func (s *Store) Lock(ctx context.Context, id string) (unlock func(), err error) 
 	if err != nil {
 		return nil, err
 	}
-	release, err := s.lockFile(ctx, id)
+	release, err := s.lockOthers(ctx, id)
 	if err != nil {
 		leave()
 		return nil, err
@@ -64,8 +63,8 @@ func (s *Store) enter(ctx context.Context, id string) (leave func(), err error) 
 	}
 }
 
-// lockFile waits for other processes.
-func (s *Store) lockFile(ctx context.Context, id string) (func(), error) {
+// lockOthers waits for other processes.
+func (s *Store) lockOthers(ctx context.Context, id string) (func(), error) {
 	var tick *time.Ticker
 	for {
 		release, err := s.tryLock(id)
@@ -84,48 +83,37 @@ func (s *Store) lockFile(ctx context.Context, id string) (func(), error) {
 	}
 }
 
-// tryLock takes the lock of the file or says errBusy.
+// tryLock locks the sandbox's byte of the lock file or says errBusy. The lock is
+// of the open file description (fcntl(2), F_OFD_SETLK), so two stores of one
+// process exclude each other too, and it goes with the process.
 func (s *Store) tryLock(id string) (func(), error) {
-	path := filepath.Join(s.dir, lockDir, id)
-	for {
-		file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-		if err != nil {
-			return nil, fmt.Errorf("lock sandbox %s: %w", id, err)
-		}
-		if err := flock(file); err != nil {
-			file.Close() // nothing was written
-			if errors.Is(err, unix.EWOULDBLOCK) {
-				return nil, errBusy
-			}
-			return nil, fmt.Errorf("lock sandbox %s: %w", id, err)
-		}
-		if same(file, path) {
-			return func() {
-				// Removed while held: whoever opened it meanwhile sees that the path
-				// leads elsewhere and opens again. Closing gives the lock back.
-				os.Remove(path) // left over, it does no harm
-				file.Close()    // nothing was written
-			}, nil
-		}
-		file.Close() // nothing was written
+	place := unix.Flock_t{Type: unix.F_WRLCK, Start: lockByte(id), Len: 1}
+	err := s.setLock(place)
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+		return nil, errBusy
 	}
+	if err != nil {
+		return nil, fmt.Errorf("lock sandbox %s: %w", id, err)
+	}
+	return func() {
+		place.Type = unix.F_UNLCK
+		_ = s.setLock(place) // a lock that is held can be given back
+	}, nil
 }
 
-func flock(file *os.File) error {
+func (s *Store) setLock(place unix.Flock_t) error {
 	for {
-		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err := unix.FcntlFlock(s.lockFile.Fd(), unix.F_OFD_SETLK, &place)
 		if !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}
 }
 
-// same says whether path still leads to file.
-func same(file *os.File, path string) bool {
-	mine, err := file.Stat()
-	if err != nil {
-		return false
-	}
-	there, err := os.Stat(path)
-	return err == nil && os.SameFile(mine, there)
+// lockByte is where in the lock file a sandbox's lock is. Two that meet in one
+// place, once in 2^62, wait for each other.
+func lockByte(id string) int64 {
+	h := fnv.New64a()
+	h.Write([]byte(id)) // never fails
+	return int64(h.Sum64() >> 2)
 }

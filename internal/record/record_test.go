@@ -6,10 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -116,7 +118,7 @@ func files(t *testing.T, s *Store) []string {
 	t.Helper()
 	var out []string
 	err := filepath.WalkDir(s.dir, func(path string, entry os.DirEntry, err error) error {
-		if err == nil && !entry.IsDir() {
+		if err == nil && !entry.IsDir() && entry.Name() != lockName {
 			out = append(out, strings.TrimPrefix(path, s.dir+"/"))
 		}
 		return err
@@ -299,18 +301,37 @@ func TestLockWaitsAndGivesUp(t *testing.T) {
 	unlock()
 }
 
-// TestLockExcludesProcesses has flock(1) hold a lock.
-func TestLockExcludesProcesses(t *testing.T) {
-	flockBin, err := exec.LookPath("flock")
-	if err != nil {
-		t.Skip("flock(1) is not installed")
+// lockChild, set, makes this test program a process that holds a lock until its
+// input ends; it names the directory.
+const lockChild = "WEFT_TEST_LOCK_CHILD"
+
+func TestMain(m *testing.M) {
+	dir := os.Getenv(lockChild)
+	if dir == "" {
+		os.Exit(m.Run())
 	}
+	s, err := Open(dir)
+	if err == nil {
+		_, err = s.Lock(context.Background(), "x")
+	}
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	fmt.Print("held\n")
+	_, _ = os.Stdin.Read(make([]byte, 1)) // ends with the test, or is killed
+}
+
+// TestLockExcludesProcesses has another process hold a lock, and kills it.
+func TestLockExcludesProcesses(t *testing.T) {
 	s := open(t)
-	cmd := exec.Command(flockBin, filepath.Join(s.dir, lockDir, "x"), "sh", "-c", "echo held; read x")
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), lockChild+"="+s.dir)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer in.Close()
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -318,21 +339,68 @@ func TestLockExcludesProcesses(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := out.Read(make([]byte, 5)); err != nil {
-		t.Fatal(err)
+	said := make([]byte, 5)
+	if _, err := io.ReadFull(out, said); err != nil || string(said) != "held\n" {
+		t.Fatalf("the other process said %q, %v", said, err)
 	}
 	if _, err := s.tryLock("x"); !errors.Is(err, errBusy) {
 		t.Errorf("while another process holds it: %v", err)
 	}
-	in.Close() // the child ends on it
-	if err := cmd.Wait(); err != nil {
-		t.Logf("flock: %v", err) // read(1) of the shell fails at end of file
+	unlock, err := s.Lock(t.Context(), "y")
+	if err != nil {
+		t.Fatalf("another sandbox: %v", err)
+	}
+	unlock()
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // killed
+	if unlock, err = s.Lock(t.Context(), "x"); err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+}
+
+// TestLockExcludesStores: two stores on one directory are as two processes.
+func TestLockExcludesStores(t *testing.T) {
+	s := open(t)
+	other, err := Open(s.dir)
+	if err != nil {
+		t.Fatal(err)
 	}
 	unlock, err := s.Lock(t.Context(), "x")
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := other.tryLock("x"); !errors.Is(err, errBusy) {
+		t.Errorf("while the other store holds it: %v", err)
+	}
 	unlock()
+	if unlock, err = other.tryLock("x"); err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+}
+
+// TestSaveReplaces: nothing of the older record is left, in its file or beside
+// it, whether durable or not.
+func TestSaveReplaces(t *testing.T) {
+	for _, durable := range []bool{false, true} {
+		s := open(t)
+		for _, netns := range []string{"/one", "/two", "/three"} {
+			box := full("x")
+			box.NetNS, box.Durable = netns, durable
+			if err := s.Save(box); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := s.Load("x"); err != nil || got.NetNS != netns {
+				t.Errorf("durable %v: got %v, %v, want the one of %s", durable, got, err, netns)
+			}
+			if left := files(t, s); !slices.Equal(left, []string{"x.json"}) {
+				t.Errorf("durable %v: got %v, want the record alone", durable, left)
+			}
+		}
+	}
 }
 
 func FuzzDecode(f *testing.F) {

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weftnet/weft/internal/hint"
 )
 
@@ -21,17 +23,20 @@ import (
 //	<sandboxID>.json.tmp        being written; leftovers go at Open
 //	<sandboxID>.json.damaged    could not be read: set aside for a person, kept
 //	                            (.damaged.2 and so on, if there was one)
-//	locks/<sandboxID>           flock(2) of whoever works on that sandbox; empty
+//	lock                        empty; a lock on one byte of it for each sandbox
+//	                            somebody works on
 //
 // A sandbox's file changes by writing .tmp and renaming it over, so that a
 // reader sees the old or the new whole. fsync of file and directory is added
 // for Durable sandboxes only: for the others a power loss takes the kernel
-// state, which is all they describe, along with the file.
+// state, which is all they describe, along with the file. They change places
+// with .tmp, the old one, which is then removed: rename(2) over a file makes ext4
+// and others write the new one to disk at once (auto_da_alloc, ext4(5)).
 const (
 	suffix        = ".json"
 	tmpSuffix     = suffix + ".tmp"
 	damagedSuffix = suffix + ".damaged"
-	lockDir       = "locks"
+	lockName      = "lock"
 )
 
 // maxID bounds a sandbox id so that every name made of it is a file name
@@ -63,7 +68,8 @@ func (e *DamagedError) Unwrap() error { return e.Err }
 // Store is the directory of records. Its methods may be called from many
 // goroutines and processes; whoever changes a sandbox holds its Lock.
 type Store struct {
-	dir string
+	dir      string
+	lockFile *os.File
 	// mu guards working: the sandboxes somebody in this process works on, each
 	// with a channel that closes when that ends.
 	mu      sync.Mutex
@@ -72,10 +78,14 @@ type Store struct {
 
 // Open makes the directory if need be and removes half-written files.
 func Open(dir string) (*Store, error) {
-	if err := os.MkdirAll(filepath.Join(dir, lockDir), 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make record directory: %w", err)
 	}
-	s := &Store{dir: dir, working: map[string]chan struct{}{}}
+	lockFile, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open lock of records: %w", err)
+	}
+	s := &Store{dir: dir, lockFile: lockFile, working: map[string]chan struct{}{}}
 	names, err := s.names(tmpSuffix)
 	if err != nil {
 		return nil, err
@@ -198,6 +208,9 @@ func (s *Store) Save(sandbox *Sandbox) error {
 	if err := writeFile(tmp, data, sandbox.Durable); err != nil {
 		return err
 	}
+	if !sandbox.Durable && s.swap(tmp, s.path(sandbox.ID)) {
+		return remove(tmp)
+	}
 	if err := os.Rename(tmp, s.path(sandbox.ID)); err != nil {
 		return errors.Join(fmt.Errorf("write record: %w", err), remove(tmp))
 	}
@@ -205,6 +218,12 @@ func (s *Store) Save(sandbox *Sandbox) error {
 		return s.syncDir()
 	}
 	return nil
+}
+
+// swap makes two files change places. false: it did not, because there is no
+// older file or the file system cannot; a plain rename will do or tell why not.
+func (s *Store) swap(a, b string) bool {
+	return unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE) == nil
 }
 
 func writeFile(path string, data []byte, durable bool) (err error) {
