@@ -92,9 +92,7 @@ func linkText(name netstate.IfName, index int) string {
 // one in a namespace that is thrown away; the kernel loads a module if it finds
 // one. The error, if it has none, names the module.
 func ProbeKind(kind netstate.Kind) error {
-	done := make(chan error, 1)
-	go func() { done <- inThrowaway(func() error { return probeKind(kind) }) }()
-	return <-done
+	return inThrowaway(func() error { return probeKind(kind) })
 }
 
 func probeKind(kind netstate.Kind) error {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -86,35 +87,55 @@ func (n *NS) ID() (ID, error) {
 	return ID{Dev: st.Dev, Ino: st.Ino}, nil
 }
 
+// home is the namespace of this process's threads but for those that run in
+// another one for a moment, locked. Opened once: to open it takes longer than to
+// enter another one and come back.
+var home = sync.OnceValues(func() (*os.File, error) {
+	file, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, fmt.Errorf("open the process's own namespace: %w", err)
+	}
+	return file, nil
+})
+
 // Do runs f on a thread that is inside the namespace. f must not leave the
 // thread or start goroutines that count on the namespace; sockets and processes
 // it opens there stay there.
 func (n *NS) Do(f func() error) error {
-	done := make(chan error, 1)
-	go func() { done <- n.doLocked(f) }()
-	return <-done
+	return onThread(func() error {
+		if err := unix.Setns(n.FD(), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter namespace %s: %w", n.path, rootHint(err))
+		}
+		return nil
+	}, f)
 }
 
-// doLocked enters, runs f and goes back. A thread that cannot go back stays
-// locked, so that the runtime ends it with this goroutine.
-func (n *NS) doLocked(f func() error) error {
-	runtime.LockOSThread()
-	home, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
+// onThread runs f on a thread of its own between enter and the way home. A
+// thread that cannot go back stays locked, so that the runtime ends it with its
+// goroutine.
+func onThread(enter, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		// The thread was not locked until now, so it is at home.
+		back, err := home()
+		if err == nil {
+			err = enter()
+		}
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- err
+			return
+		}
+		err = f()
+		if backErr := unix.Setns(int(back.Fd()), unix.CLONE_NEWNET); backErr != nil {
+			done <- errors.Join(err, fmt.Errorf("leave the namespace: %w", backErr))
+			return
+		}
 		runtime.UnlockOSThread()
-		return fmt.Errorf("open the thread's own namespace: %w", err)
-	}
-	defer home.Close()
-	if err := unix.Setns(n.FD(), unix.CLONE_NEWNET); err != nil {
-		runtime.UnlockOSThread()
-		return fmt.Errorf("enter namespace %s: %w", n.path, rootHint(err))
-	}
-	ferr := f()
-	if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); err != nil {
-		return errors.Join(ferr, fmt.Errorf("leave namespace %s: %w", n.path, err))
-	}
-	runtime.UnlockOSThread()
-	return ferr
+		done <- err
+	}()
+	return <-done
 }
 
 // InNS opens the namespace at path, runs f inside it and closes it again.
@@ -150,9 +171,7 @@ func CreateNS(path string) error {
 	if err := file.Close(); err != nil {
 		return fmt.Errorf("create namespace %s: %w", path, err)
 	}
-	done := make(chan error, 1)
-	go func() { done <- bindNew(path) }()
-	if err := <-done; err != nil {
+	if err := bindNew(path); err != nil {
 		return errors.Join(fmt.Errorf("create namespace %s: %w", path, err), os.Remove(path))
 	}
 	return nil
@@ -187,27 +206,16 @@ func loopbackUp() error {
 	return nil
 }
 
-// inThrowaway runs f on this thread in a new namespace and goes back. Ending the
-// thread inside would do for most threads, but the process's first one never
-// ends, and would keep the namespace alive.
+// inThrowaway runs f on a thread in a new namespace, which goes with the thread's
+// way home. Ending the thread inside would do for most threads, but the process's
+// first one never ends, and would keep the namespace alive.
 func inThrowaway(f func() error) error {
-	runtime.LockOSThread()
-	home, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		runtime.UnlockOSThread()
-		return fmt.Errorf("open the thread's own namespace: %w", err)
-	}
-	defer home.Close()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		runtime.UnlockOSThread()
-		return fmt.Errorf("make namespace: %w", rootHint(err))
-	}
-	ferr := f()
-	if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); err != nil {
-		return errors.Join(ferr, fmt.Errorf("leave the new namespace: %w", err))
-	}
-	runtime.UnlockOSThread()
-	return ferr
+	return onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("make namespace: %w", rootHint(err))
+		}
+		return nil
+	}, f)
 }
 
 // shareDir makes dir a shared mount point, so that a namespace bound or unbound
