@@ -207,9 +207,13 @@ func (o *observer) fdbEntry(e linux.FDBEntry) {
 func (o *observer) sysctls() error {
 	var paths []string
 	for _, c := range o.want.Sysctls {
-		// What belongs to a link that is not there cannot be read.
 		if name, perLink := netstate.SysctlLink(c.Path); perLink {
-			if _, err := o.view.link(name); err != nil {
+			l, err := o.view.link(name)
+			if err != nil {
+				continue // what belongs to a link that is not there cannot be read
+			}
+			if value, told := l.Sysctl(c.Path); told {
+				o.have.Sysctls = append(o.have.Sysctls, netstate.Sysctl{Path: c.Path, Value: value})
 				continue
 			}
 		}

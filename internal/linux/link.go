@@ -52,6 +52,10 @@ type Link struct {
 	Tap     *netstate.Tap
 	// TapPersists and TapOwned: a persistent TAP, and one with an owner.
 	TapPersists, TapOwned bool
+
+	// conf4 and conf6 are the bytes of IFLA_INET_CONF and IFLA_INET6_CONF; Sysctl
+	// reads them.
+	conf4, conf6 string
 }
 
 // LinkByName looks one link up. The error is ErrNoLink if there is none.
@@ -175,20 +179,6 @@ func parseLink(data []byte) (Link, error) {
 		}
 	}
 	return l, nil
-}
-
-// afSpec reads IFLA_AF_SPEC / AF_INET6 / IFLA_INET6_ADDR_GEN_MODE.
-func (l *Link) afSpec(b []byte) {
-	for family, spec := range attributes(b) {
-		if family != unix.AF_INET6 {
-			continue
-		}
-		for kind, v := range attributes(spec) {
-			if kind == unix.IFLA_INET6_ADDR_GEN_MODE {
-				l.AddrGenModeNone = number(v) == AddrGenModeNone
-			}
-		}
-	}
 }
 
 // info reads IFLA_LINKINFO: the kind comes before the data that depends on it.

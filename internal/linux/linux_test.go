@@ -198,6 +198,43 @@ func TestSysctlIsTheNamespaces(t *testing.T) {
 	}
 }
 
+// TestLinkTellsSysctls holds every setting that is read along with a link against
+// what is below /proc.
+func TestLinkTellsSysctls(t *testing.T) {
+	ns := newNS(t)
+	c, err := Dial(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for family, keys := range confPlaces {
+		for key := range keys {
+			path := "net/" + family + "/conf/lo/" + key
+			for _, want := range []string{"1", "0"} {
+				if err := ns.Do(func() error { return SetSysctl(path, want) }); err != nil {
+					t.Fatal(err)
+				}
+				l, err := c.LinkByName("lo")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got, ok := l.Sysctl(path); !ok || got != want {
+					t.Errorf("%s: got %q, %v, want %q", path, got, ok, want)
+				}
+			}
+		}
+	}
+	l, err := c.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"net/ipv6/conf/other/accept_ra", "net/ipv6/conf/lo/no_such_key", "net/ipv4/conf/lo/accept_ra", "net/ipv4/ip_forward", ""} {
+		if got, ok := l.Sysctl(path); ok {
+			t.Errorf("%s: got %q of a link that does not tell it", path, got)
+		}
+	}
+}
+
 func TestTapIsGoneWhenSetupFails(t *testing.T) {
 	ns := newNS(t)
 	c, err := Dial(ns, unix.NETLINK_ROUTE)
