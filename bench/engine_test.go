@@ -48,7 +48,7 @@ func newEngine(tb testing.TB, host *linux.NS, nads networks) *chain.Engine {
 		tb.Fatal(err)
 	}
 	engine, err := chain.New(context.Background(), chain.Options{
-		Instance: "bench", Machine: "m", Records: records, Dataplane: plane, Addresses: ipam.NewMemory(),
+		Instance: "bench", Machine: "m", Records: records, Dataplane: plane, Host: plane.Host(), Addresses: ipam.NewMemory(),
 		Networks: nads, HostNS: host.Path(),
 	})
 	if err != nil {

@@ -55,7 +55,7 @@ type attaching struct {
 //	routes     default routes as steer decides over all attachments
 //	result     the record says that all is there
 func (e *Engine) attach(ctx context.Context, box *record.Sandbox, delegates []Delegate, owners map[netstate.IfName]ipam.Owner) error {
-	t := &attaching{Engine: e, box: box, owners: owners, old: slices.Clone(box.Attachments), look: look{hostPath: e.HostNS, podPath: box.NetNS}}
+	t := &attaching{Engine: e, box: box, owners: owners, old: slices.Clone(box.Attachments), look: e.look(box.NetNS)}
 	defer t.look.close()
 	var taking []ipam.Owner
 	for _, d := range delegates {

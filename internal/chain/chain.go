@@ -21,6 +21,7 @@ import (
 	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/kind"
+	"github.com/weftnet/weft/internal/linux"
 	"github.com/weftnet/weft/internal/netstate"
 	"github.com/weftnet/weft/internal/record"
 )
@@ -60,6 +61,8 @@ type Options struct {
 	Machine   string
 	Records   *record.Store
 	Dataplane Dataplane
+	// Host is a connection in the host's namespace, to look at its links.
+	Host *linux.Conn
 	// Addresses keeps who holds which address. The engine takes in it, when it is
 	// made, whatever the records hold.
 	Addresses ipam.Store
@@ -277,7 +280,7 @@ func (e *Engine) linksThere(box *record.Sandbox) (bool, error) {
 	if namespaceGone(box.NetNS) {
 		return false, nil
 	}
-	eyes := look{hostPath: e.HostNS, podPath: box.NetNS}
+	eyes := e.look(box.NetNS)
 	defer eyes.close()
 	for _, a := range box.Attachments {
 		for _, l := range a.Links {

@@ -32,7 +32,7 @@ func (e *Engine) Check(ctx context.Context, id string) error {
 	if namespaceGone(box.NetNS) {
 		return &hint.Error{Field: "network namespace", Value: box.NetNS, Problem: "is gone", Remedy: remedy, Err: ErrChanged}
 	}
-	eyes := look{hostPath: e.HostNS, podPath: box.NetNS}
+	eyes := e.look(box.NetNS)
 	defer eyes.close()
 	var errs []error
 	for _, a := range box.Attachments {

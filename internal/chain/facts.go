@@ -15,25 +15,27 @@ import (
 
 // look is one call's reading eyes in the namespaces of a sandbox.
 type look struct {
-	hostPath, podPath string
-	conns             map[netstate.Side]*linux.Conn
+	host    *linux.Conn
+	podPath string
+	pod     *linux.Conn // nil until somebody looks there
 }
 
+func (e *Engine) look(podPath string) look { return look{host: e.Host, podPath: podPath} }
+
 func (l *look) close() {
-	for _, c := range l.conns {
-		_ = c.Close() // only read through
+	if l.pod != nil {
+		_ = l.pod.Close() // only read through
 	}
 }
 
 func (l *look) conn(side netstate.Side) (*linux.Conn, error) {
-	if c := l.conns[side]; c != nil {
-		return c, nil
+	if side == netstate.Host {
+		return l.host, nil
 	}
-	path := l.hostPath
-	if side == netstate.Pod {
-		path = l.podPath
+	if l.pod != nil {
+		return l.pod, nil
 	}
-	ns, err := linux.OpenNS(path)
+	ns, err := linux.OpenNS(l.podPath)
 	if err != nil {
 		return nil, err
 	}
@@ -41,10 +43,7 @@ func (l *look) conn(side netstate.Side) (*linux.Conn, error) {
 	if err := errors.Join(err, ns.Close()); err != nil {
 		return nil, err
 	}
-	if l.conns == nil {
-		l.conns = map[netstate.Side]*linux.Conn{}
-	}
-	l.conns[side] = conn
+	l.pod = conn
 	return conn, nil
 }
 

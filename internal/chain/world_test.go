@@ -189,7 +189,7 @@ func (w *world) restart() {
 		plane = w.wrap(dp)
 	}
 	w.engine, err = New(w.t.Context(), Options{
-		Instance: instance, Machine: "machine", Records: w.records, Dataplane: plane, Addresses: w.memory, Networks: w.nads,
+		Instance: instance, Machine: "machine", Records: w.records, Dataplane: plane, Host: dp.Host(), Addresses: w.memory, Networks: w.nads,
 		Default: DefaultNetwork{Config: []byte(w.defaults)}, BinDirs: []string{binDir}, PluginTimeout: w.timeout, HostNS: w.host, BootID: w.boot,
 		Log: slog.New(slog.NewTextHandler(&w.log, &slog.HandlerOptions{Level: slog.LevelInfo})),
 	})

@@ -70,6 +70,10 @@ func New(cfg Config) (*Dataplane, error) {
 // Close lets go of the host's namespace. What was applied stays.
 func (d *Dataplane) Close() error { return errors.Join(d.host.Close(), d.hostNS.Close()) }
 
+// Host is a connection in the host's namespace for others to read through, as
+// long as the Dataplane is open.
+func (d *Dataplane) Host() *linux.Conn { return d.host }
+
 // Apply makes the namespaces of a sandbox as wanted: netns is the path of the
 // Pod's, empty for a plan that touches the host only. Links, addresses, routes
 // and tables that carry the plan's mark and are not wanted go. What the wanted

@@ -192,7 +192,9 @@ func (s *session) setLink(v *view, l netstate.Link, f netstate.Fields) error {
 	if err != nil {
 		return err
 	}
-	v.changed(l.Name)
+	if f != netstate.FieldUp { // up or down, all else stays as it was read
+		v.changed(l.Name)
+	}
 	payload := []nl.NetlinkRequestData{head(index, l, f)}
 	for _, a := range createAttrs(l, f)[1:] { // without the name
 		payload = append(payload, a)

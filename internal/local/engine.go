@@ -29,7 +29,7 @@ func newEngine(ctx context.Context, opt Options, objects store.Store, records *r
 		return nil, err
 	}
 	return chain.New(ctx, chain.Options{
-		Instance: opt.Instance.Tag, Machine: seed, Records: records, Dataplane: plane, Addresses: ipam.NewMemory(),
+		Instance: opt.Instance.Tag, Machine: seed, Records: records, Dataplane: plane, Host: plane.Host(), Addresses: ipam.NewMemory(),
 		Networks: definitions{objects}, Default: chain.DefaultNetwork{Config: config}, BinDirs: opt.BinDirs, Log: opt.Log,
 	})
 }
