@@ -160,7 +160,7 @@ func BenchmarkTable(b *testing.B) {
 
 func ms(d time.Duration) string { return fmt.Sprintf("%.2f ms", float64(d.Microseconds())/1000) }
 
-// BenchmarkAttach gives each way's figures as Go benchmarks; time per operation
+// BenchmarkAttach gives each way's medians as Go benchmarks; time per operation
 // is attach and detach together.
 func BenchmarkAttach(b *testing.B) {
 	needRoot(b)
@@ -169,13 +169,13 @@ func BenchmarkAttach(b *testing.B) {
 		for _, n := range counts {
 			for _, name := range []string{"reference", "weft", "netlink"} {
 				b.Run(fmt.Sprintf("%s/%d/%s", kind, n, name), func(b *testing.B) {
-					var attaching, detaching time.Duration
+					var attaching, detaching []time.Duration
 					for b.Loop() {
 						attach, detach := once(b, all[name], n)
-						attaching, detaching = attaching+attach, detaching+detach
+						attaching, detaching = append(attaching, attach), append(detaching, detach)
 					}
-					b.ReportMetric(float64(attaching.Microseconds())/float64(b.N)/1000, "attach-ms")
-					b.ReportMetric(float64(detaching.Microseconds())/float64(b.N)/1000, "detach-ms")
+					b.ReportMetric(median(attaching).Seconds()*1e3, "attach-ms")
+					b.ReportMetric(median(detaching).Seconds()*1e3, "detach-ms")
 				})
 			}
 		}
