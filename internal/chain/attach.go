@@ -63,7 +63,7 @@ func (e *Engine) attach(ctx context.Context, box *record.Sandbox, delegates []De
 		t.work = append(t.work, w)
 		taking = append(taking, w.owner)
 	}
-	defer e.claims.begin(taking)()
+	defer e.claims.begin(box.ID, taking)()
 	err := t.run(ctx)
 	if err == nil || errors.Is(err, errKilled) {
 		return err

@@ -44,6 +44,12 @@ type Networks interface {
 	Namespaces(ctx context.Context, name string) ([]string, error)
 }
 
+// Claims looks IPAMClaims up.
+type Claims interface {
+	// Exists says whether there is such a claim that is not being deleted.
+	Exists(ctx context.Context, namespace, name string) (bool, error)
+}
+
 // DefaultNetwork is what a sandbox gets as its first interface. The zero value:
 // nothing.
 type DefaultNetwork struct {
@@ -67,6 +73,9 @@ type Options struct {
 	// made, whatever the records hold.
 	Addresses ipam.Store
 	Networks  Networks
+	// Claims is asked for the IPAMClaims that annotations name; optional: every
+	// one counts as existing.
+	Claims Claims
 	// Default is the default network of sandboxes that name no other; optional.
 	Default DefaultNetwork
 	// Kinds is the table of native kinds; optional, kind.Lookup.

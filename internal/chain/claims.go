@@ -28,9 +28,9 @@ type claims struct {
 	// mu guards what follows.
 	mu        sync.Mutex
 	sandboxes map[string]claim
-	// attaching counts the attachments under way of each owner of addresses: what
-	// they take stands in no record yet.
-	attaching map[ipam.Owner]int
+	// attaching are the sandboxes, by owner of addresses, that are being attached:
+	// what they take stands in no record yet.
+	attaching map[ipam.Owner][]string
 }
 
 // claim is what one sandbox claims.
@@ -51,7 +51,7 @@ type sharedLink struct {
 type macKey struct{ network, mac string }
 
 func newClaims() *claims {
-	return &claims{sandboxes: map[string]claim{}, attaching: map[ipam.Owner]int{}}
+	return &claims{sandboxes: map[string]claim{}, attaching: map[ipam.Owner][]string{}}
 }
 
 // set replaces what a sandbox claims by what its record says; nil: nothing.

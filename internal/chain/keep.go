@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/record"
 )
@@ -45,18 +46,20 @@ func (e *Engine) Trim(ctx context.Context, owner ipam.Owner, keep ...ipam.Lease)
 	return settled, errors.Join(errs...)
 }
 
-// begin notes that owners are about to take addresses; the result undoes it.
-func (c *claims) begin(owners []ipam.Owner) (end func()) {
+// begin notes that a sandbox is about to take addresses for owners; the result
+// undoes it.
+func (c *claims) begin(id string, owners []ipam.Owner) (end func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, owner := range owners {
-		c.attaching[owner]++
+		c.attaching[owner] = append(c.attaching[owner], id)
 	}
 	return func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		for _, owner := range owners {
-			if c.attaching[owner]--; c.attaching[owner] == 0 {
+			i := slices.Index(c.attaching[owner], id)
+			if c.attaching[owner] = slices.Delete(c.attaching[owner], i, i+1); len(c.attaching[owner]) == 0 {
 				delete(c.attaching, owner)
 			}
 		}
@@ -67,7 +70,7 @@ func (c *claims) begin(owners []ipam.Owner) (end func()) {
 func (c *claims) usesLease(lease ipam.Lease) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.attaching[lease.Owner] > 0 {
+	if len(c.attaching[lease.Owner]) > 0 {
 		return true
 	}
 	for _, its := range c.sandboxes {
@@ -78,4 +81,51 @@ func (c *claims) usesLease(lease ipam.Lease) bool {
 		}
 	}
 	return false
+}
+
+// otherUser gives a sandbox other than id that has addresses of owner or is
+// taking some.
+func (c *claims) otherUser(owner ipam.Owner, id string) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, other := range c.attaching[owner] {
+		if other != id {
+			return other
+		}
+	}
+	for other, its := range c.sandboxes {
+		if other != id && slices.ContainsFunc(its.leases, func(l record.Lease) bool { return l.Owner == string(owner) }) {
+			return other
+		}
+	}
+	return ""
+}
+
+// refuseShared refuses addresses of an owner that are somewhere else already:
+// on another sandbox, or on another interface of this one.
+func (t *attaching) refuseShared(w *attachment) error {
+	where := ""
+	if other := t.claims.otherUser(w.owner, t.box.ID); other != "" {
+		where = "sandbox " + t.describe(other)
+	}
+	for _, a := range t.box.Attachments {
+		if a != w.rec && slices.ContainsFunc(a.Leases, func(l record.Lease) bool { return l.Owner == string(w.owner) }) {
+			where = "interface " + string(a.Interface) + " of this Pod"
+		}
+	}
+	for _, earlier := range t.work {
+		if earlier == w {
+			break
+		}
+		if earlier.owner == w.owner {
+			where = "interface " + string(earlier.Interface) + " of this Pod"
+		}
+	}
+	if where == "" {
+		return nil
+	}
+	return &hint.Error{
+		Field: "addresses", Value: string(w.owner), Problem: "are in use by " + where,
+		Remedy: "give each interface a claim of its own, or delete what uses this one first",
+	}
 }

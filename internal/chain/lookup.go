@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/weftnet/weft/api/netattach"
+	"github.com/weftnet/weft/internal/hint"
 )
 
 // resolve looks everything up that Resolve wants to know.
@@ -17,6 +18,9 @@ func (e *Engine) resolve(ctx context.Context, req Request) ([]Delegate, error) {
 	}
 	chosen, chosenErr := netattach.ParseDefaultNetwork(req.Annotations[netattach.DefaultNetworkAnnotation], namespace)
 	if err := errors.Join(networksErr, chosenErr); err != nil {
+		return nil, err
+	}
+	if err := e.claimsExist(ctx, req.Pod.Namespace, networks); err != nil {
 		return nil, err
 	}
 	q := Question{
@@ -98,4 +102,24 @@ func (e *Engine) lookUp(ctx context.Context, q *Question) error {
 		}
 	}
 	return nil
+}
+
+// claimsExist refuses references to claims that do not exist: nobody would say
+// when their addresses come free.
+func (e *Engine) claimsExist(ctx context.Context, namespace string, networks []netattach.Selection) error {
+	var errs []error
+	for _, s := range networks {
+		if s.IPAMClaimReference == "" || e.Claims == nil {
+			continue
+		}
+		exists, err := e.Claims.Exists(ctx, namespace, s.IPAMClaimReference)
+		if err == nil && !exists {
+			err = &hint.Error{
+				Field: s.Field + ".ipam-claim-reference", Value: s.IPAMClaimReference, Problem: "there is no IPAMClaim " + namespace + "/" + s.IPAMClaimReference,
+				Remedy: "create it (k8s.cni.cncf.io/v1alpha1), or drop the reference",
+			}
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }

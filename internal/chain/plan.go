@@ -98,6 +98,9 @@ func (t *attaching) allocate(ctx context.Context, w *attachment) error {
 	if config.Type == "" {
 		return nil
 	}
+	if err := t.refuseShared(w); err != nil {
+		return err
+	}
 	var err error
 	if w.heldBefore, err = t.Addresses.Held(ctx, w.owner); err != nil {
 		return fmt.Errorf("list addresses of %s: %w", w.owner, err)

@@ -74,17 +74,25 @@ type Owner string
 func AttachmentOwner(sandbox, ifName string) Owner { return Owner(sandbox + "/" + ifName) }
 
 // ClaimOwner is the owner of what belongs to an IPAMClaim.
-func ClaimOwner(namespace, name string) Owner { return Owner("claim:" + namespace + "/" + name) }
+func ClaimOwner(namespace, name string) Owner { return Owner(claimPrefix + namespace + "/" + name) }
 
-const nicPrefix = "nic:"
+const (
+	claimPrefix = "claim:"
+	nicPrefix   = "nic:"
+)
 
 // NICOwner is the owner of what a VM's NIC keeps over restarts; name is that of
 // its NICIdentity.
 func NICOwner(namespace, name string) Owner { return Owner(nicPrefix + namespace + "/" + name) }
 
-// ParseNICOwner is the inverse of NICOwner; ok is false for another's owner.
-func ParseNICOwner(owner Owner) (namespace, name string, ok bool) {
-	rest, ok := strings.CutPrefix(string(owner), nicPrefix)
+// ParseClaimOwner is the inverse of ClaimOwner, ok is false for another's owner.
+func ParseClaimOwner(owner Owner) (namespace, name string, ok bool) { return parse(owner, claimPrefix) }
+
+// ParseNICOwner is the inverse of NICOwner, ok is false for another's owner.
+func ParseNICOwner(owner Owner) (namespace, name string, ok bool) { return parse(owner, nicPrefix) }
+
+func parse(owner Owner, prefix string) (namespace, name string, ok bool) {
+	rest, ok := strings.CutPrefix(string(owner), prefix)
 	if !ok {
 		return "", "", false
 	}
