@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/weftnet/weft/api/kubevirt"
 	"github.com/weftnet/weft/internal/hint"
@@ -74,8 +75,16 @@ func (m *machine) askGuest(ctx context.Context, agent *qemu.Agent) error {
 	return nil
 }
 
+// agentPatience is how long exec waits for the guest agent: a guest may well
+// have its addresses a moment before.
+const agentPatience = 15 * time.Second
+
 // exec runs a program in the guest.
 func (m *machine) exec(ctx context.Context, command qemu.Command) (qemu.Result, error) {
+	deadline := time.Now().Add(agentPatience)
+	for !m.snapshot().connected && ctx.Err() == nil && time.Now().Before(deadline) {
+		pause(ctx, redial)
+	}
 	m.guestMu.Lock()
 	defer m.guestMu.Unlock()
 	if m.guest == nil || !m.snapshot().connected {
