@@ -61,6 +61,11 @@ func columnsOf(gvk schema.GroupVersionKind, wide bool) ([]string, func(*store.Ob
 		return []string{"NAMESPACE", "NAME", "TYPE"}, func(o *store.Object) []string {
 			return []string{o.GetNamespace(), o.GetName(), nadTypes(text(o, "spec", "config"))}
 		}
+	case local.IPAMClaim:
+		return []string{"NAMESPACE", "NAME", "NETWORK", "ADDRESSES"}, func(o *store.Object) []string {
+			ips, _, _ := unstructured.NestedStringSlice(o.Object, "status", "ips") // none before its first Pod
+			return []string{o.GetNamespace(), o.GetName(), orNone(text(o, "spec", "network")), orNone(strings.Join(ips, ","))}
+		}
 	case local.Identity:
 		return []string{"NAMESPACE", "NAME", "VM", "NETWORK", "MAC", "SLOT", "ADDRESSES"}, identityRow
 	default:

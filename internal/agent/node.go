@@ -16,7 +16,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/weftnet/weft/api/v1alpha1"
 	"github.com/weftnet/weft/internal/chain"
 	"github.com/weftnet/weft/internal/dataplane"
 	"github.com/weftnet/weft/internal/image"
@@ -57,9 +56,9 @@ type Config struct {
 
 // Node is the agent's part of one node.
 type Node struct {
-	cfg  Config
-	pods *reconcile.Loop
-	nics *reconcile.Loop
+	cfg     Config
+	pods    *reconcile.Loop
+	keepers []*keeper
 
 	// mu guards machines: those wired on this node, by launcher Pod.
 	mu       sync.Mutex
@@ -71,7 +70,7 @@ func New(cfg Config) *Node {
 	n := &Node{cfg: cfg, machines: map[store.Key]*machine{}}
 	const workers = 8 // stopping a guest holds one for seconds
 	n.pods = reconcile.NewLoop("pods", workers, cfg.Log, n.reconcilePod)
-	n.nics = reconcile.NewLoop("nics", 1, cfg.Log, n.reconcileNIC)
+	n.keepers = n.keepersOf()
 	return n
 }
 
@@ -83,7 +82,9 @@ func (n *Node) Run(ctx context.Context) error {
 	defer n.letGo()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return n.pods.Run(ctx) })
-	group.Go(func() error { return n.nics.Run(ctx) })
+	for _, k := range n.keepers {
+		group.Go(func() error { return k.loop.Run(ctx) })
+	}
 	if err := group.Wait(); err != nil {
 		return fmt.Errorf("run node: %w", err)
 	}
@@ -92,10 +93,11 @@ func (n *Node) Run(ctx context.Context) error {
 
 // Sources wake the node's loops.
 func (n *Node) Sources() []reconcile.Source {
-	return []reconcile.Source{
-		{Store: n.cfg.Store, GVK: podKind, Loop: n.pods},
-		{Store: n.cfg.Store, GVK: v1alpha1.NICIdentityKind, Loop: n.nics},
+	sources := []reconcile.Source{{Store: n.cfg.Store, GVK: podKind, Loop: n.pods}}
+	for _, k := range n.keepers {
+		sources = append(sources, reconcile.Source{Store: n.cfg.Store, GVK: k.kind, Loop: k.loop})
 	}
+	return sources
 }
 
 // letGo ends watches and servers, not the machines.

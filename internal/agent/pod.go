@@ -54,6 +54,9 @@ func (n *Node) reconcilePod(ctx context.Context, key store.Key) (time.Duration, 
 	if attachErr != nil {
 		return 0, errors.Join(attachErr, n.writeFailure(ctx, pod, attachErr))
 	}
+	if err := n.writeClaims(ctx, sandbox); err != nil {
+		return 0, err
+	}
 	if vm := pod.GetAnnotations()[kubevirt.DomainAnnotation]; vm != "" {
 		return n.reconcileMachine(ctx, pod, sandbox, vm)
 	}

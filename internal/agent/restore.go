@@ -15,7 +15,7 @@ import (
 // are finished or rolled back, sandboxes whose Pod is gone are removed. It must
 // be done before Run.
 func (n *Node) Restore(ctx context.Context) error {
-	if err := n.holdIdentities(ctx); err != nil {
+	if err := n.holdKept(ctx); err != nil {
 		return err
 	}
 	if err := n.cfg.Engine.Restore(ctx); err != nil {

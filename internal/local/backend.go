@@ -138,7 +138,7 @@ func (b *backend) Down(ctx context.Context, all bool) (DownReply, error) {
 	var reply DownReply
 	kinds := []schema.GroupVersionKind{VMI, Pod}
 	if all {
-		kinds = []schema.GroupVersionKind{VM, VMI, Pod, NAD, Identity, Namespace}
+		kinds = []schema.GroupVersionKind{VM, VMI, Pod, NAD, IPAMClaim, Identity, Namespace}
 	}
 	for _, gvk := range kinds {
 		names, err := b.deleteAll(ctx, gvk)
@@ -209,7 +209,7 @@ func (b *backend) awaitNone(ctx context.Context, gvk schema.GroupVersionKind) er
 // kept says what stays on disk.
 func (b *backend) kept(ctx context.Context) ([]string, error) {
 	var kept []string
-	for _, gvk := range []schema.GroupVersionKind{VM, NAD, Identity} {
+	for _, gvk := range []schema.GroupVersionKind{VM, NAD, IPAMClaim, Identity} {
 		objects, _, err := b.store.List(ctx, gvk, store.Selector{})
 		if err != nil {
 			return nil, fmt.Errorf("list %s: %w", gvk.Kind, err)

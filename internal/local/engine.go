@@ -30,7 +30,7 @@ func newEngine(ctx context.Context, opt Options, objects store.Store, records *r
 	}
 	return chain.New(ctx, chain.Options{
 		Instance: opt.Instance.Tag, Machine: seed, Records: records, Dataplane: plane, Host: plane.Host(), Addresses: ipam.NewMemory(),
-		Networks: definitions{objects}, Default: chain.DefaultNetwork{Config: config}, BinDirs: opt.BinDirs, Log: opt.Log,
+		Networks: definitions{objects}, Claims: ipamClaims{objects}, Default: chain.DefaultNetwork{Config: config}, BinDirs: opt.BinDirs, Log: opt.Log,
 	})
 }
 
@@ -64,4 +64,21 @@ func (d definitions) Namespaces(ctx context.Context, name string) ([]string, err
 		}
 	}
 	return namespaces, nil
+}
+
+// ipamClaims looks IPAMClaims up among the objects.
+type ipamClaims struct{ store store.Store }
+
+var _ chain.Claims = ipamClaims{}
+
+// Exists says whether there is such a claim that is not being deleted.
+func (c ipamClaims) Exists(ctx context.Context, namespace, name string) (bool, error) {
+	obj, err := c.store.Get(ctx, IPAMClaim, store.Key{Namespace: namespace, Name: name})
+	if errors.Is(err, store.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("get IPAMClaim %s/%s: %w", namespace, name, err)
+	}
+	return obj.GetDeletionTimestamp() == nil, nil
 }

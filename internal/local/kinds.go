@@ -14,6 +14,7 @@ var (
 	Namespace = schema.GroupVersionKind{Version: "v1", Kind: "Namespace"}
 	Pod       = schema.GroupVersionKind{Version: "v1", Kind: "Pod"}
 	NAD       = schema.GroupVersionKind{Group: "k8s.cni.cncf.io", Version: "v1", Kind: "NetworkAttachmentDefinition"}
+	IPAMClaim = schema.GroupVersionKind{Group: "k8s.cni.cncf.io", Version: "v1alpha1", Kind: "IPAMClaim"}
 	VMI       = schema.GroupVersionKind{Group: "kubevirt.io", Version: "v1", Kind: "VirtualMachineInstance"}
 	VM        = schema.GroupVersionKind{Group: "kubevirt.io", Version: "v1", Kind: "VirtualMachine"}
 	// Identity is the NIC identity of a VM's interface, weft's own kind.
@@ -33,6 +34,7 @@ type KindInfo struct {
 var Kinds = []KindInfo{
 	{GVK: Namespace, Names: []string{"namespace", "namespaces", "ns"}, ByUser: true},
 	{GVK: NAD, Names: []string{"nad", "nads", "net-attach-def", "net-attach-defs", "networkattachmentdefinition", "networkattachmentdefinitions"}, Namespaced: true, ByUser: true},
+	{GVK: IPAMClaim, Names: []string{"ipamclaim", "ipamclaims"}, Namespaced: true, ByUser: true},
 	{GVK: Pod, Names: []string{"pod", "pods", "po"}, Namespaced: true, ByUser: true},
 	{GVK: VM, Names: []string{"vm", "vms", "virtualmachine", "virtualmachines"}, Namespaced: true, ByUser: true},
 	{GVK: VMI, Names: []string{"vmi", "vmis", "virtualmachineinstance", "virtualmachineinstances"}, Namespaced: true, ByUser: true},
