@@ -77,7 +77,14 @@ func TestVMKeepsItsAddresses(t *testing.T) {
 	m := machine.New(t)
 	m.LoadGuest()
 	first := m.File(network + pod("before") + vm)
+	// Killed again and again on its way, the agent still makes one machine.
+	for range 4 {
+		killDuring(m, time.Duration(rand.IntN(1500))*time.Millisecond, "up", "--timeout", "5s", "-f", first)
+	}
 	m.MustWeft("up", "-f", first)
+	if got := m.Processes("qemu-system-x86_64"); len(got) != 1 {
+		t.Errorf("%d machines run for one VM", len(got))
+	}
 	want := nics(m)
 	same := func(after string) {
 		t.Helper()
@@ -105,6 +112,16 @@ func TestVMKeepsItsAddresses(t *testing.T) {
 	if out := m.MustWeft("exec", "vmi/keeper", "--", "/bin/busybox", "udhcpc", "-f", "-q", "-n", "-i", guestLink(m), "-s", "/bin/true"); !strings.Contains(out, "lease of "+address) {
 		t.Errorf("the adopted VM gets no lease of %s:\n%s", address, out)
 	}
+
+	m.MustWeft("vm", "restart", "keeper")
+	m.Eventually("another machine takes over", func() (string, error) {
+		if got := m.Processes("qemu-system-x86_64"); len(got) == 0 || slices.Equal(got, qemu) {
+			return "", fmt.Errorf("QEMU is %v", got)
+		}
+		return "", nil
+	})
+	m.MustWeft("up", "-f", first)
+	same("a restart")
 
 	// Stopped, it keeps its addresses from others.
 	m.MustWeft("vm", "stop", "keeper")
@@ -145,6 +162,19 @@ func TestVMKeepsItsAddresses(t *testing.T) {
 	})
 }
 
+// killDuring runs weft and kills the agent after a while. Whether the command
+// succeeds is up to that.
+func killDuring(m *machine.Machine, after time.Duration, args ...string) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = m.Weft(args...)
+	}()
+	time.Sleep(after) // the moment
+	m.Kill("weftd")
+	<-done
+}
+
 // guestLink is how the guest calls its NIC on network blue.
 func guestLink(m *machine.Machine) string {
 	name, _ := m.NIC("keeper", "blue")["interfaceName"].(string)
@@ -169,15 +199,8 @@ func TestCrashAtAnyMoment(t *testing.T) {
 	m.MustWeft("up", "-f", all)
 	for range rounds {
 		gone := names[random.IntN(pods)]
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			_, _ = m.Weft("delete", "pod", gone)              // whether it gets there
-			_, _ = m.Weft("up", "--timeout", "5s", "-f", all) // is up to the kill
-		}()
-		time.Sleep(time.Duration(random.IntN(400)) * time.Millisecond) // the moment
-		m.Kill("weftd")
-		<-done
+		killDuring(m, time.Duration(random.IntN(100))*time.Millisecond, "delete", "pod", gone)
+		killDuring(m, time.Duration(random.IntN(400))*time.Millisecond, "up", "--timeout", "5s", "-f", all)
 	}
 	m.MustWeft("up", "-f", all)
 	holders := map[string]string{}
