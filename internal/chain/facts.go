@@ -88,11 +88,14 @@ func (l *look) find(q kind.Query, made []netstate.Link) (kind.Link, error) {
 	if err != nil {
 		return kind.Link{}, err
 	}
+	out := kind.Link{Name: link.Name, Kind: link.Kind, MAC: link.MAC, MTU: link.MTU, Alias: link.Alias}
+	if !q.Addrs {
+		return out, nil
+	}
 	addrs, err := conn.Addrs(link.Index)
 	if err != nil {
 		return kind.Link{}, err
 	}
-	out := kind.Link{Name: link.Name, Kind: link.Kind, MAC: link.MAC, MTU: link.MTU, Alias: link.Alias}
 	for _, a := range addrs {
 		out.Addrs = append(out.Addrs, a.Prefix)
 	}

@@ -116,7 +116,9 @@ func checkLinkName(field, name string) error {
 // Needs asks for the bridge.
 func (c *bridgeConf) Needs() []Query { return []Query{c.query()} }
 
-func (c *bridgeConf) query() Query { return Query{Side: netstate.Host, Name: c.name} }
+func (c *bridgeConf) query() Query {
+	return Query{Side: netstate.Host, Name: c.name, Addrs: c.raw.IsGateway}
+}
 
 // Plan attaches a veth pair to the bridge.
 func (c *bridgeConf) Plan(r Request) (Output, error) {

@@ -68,6 +68,8 @@ type Query struct {
 	// Name of the link; empty: the link of the default route on that side, IPv4
 	// before IPv6, lowest metric first.
 	Name netstate.IfName
+	// Addrs asks for its addresses, too.
+	Addrs bool
 }
 
 // Link is what was observed of one link.

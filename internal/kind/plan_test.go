@@ -31,6 +31,8 @@ func facts(links ...kind.Link) kind.Facts {
 		OptimisticDAD: true,
 	}
 	for _, l := range links {
+		f.Links[kind.Query{Side: netstate.Host, Name: l.Name, Addrs: true}] = l
+		l.Addrs = nil // nobody asked
 		f.Links[kind.Query{Side: netstate.Host, Name: l.Name}] = l
 	}
 	return f
