@@ -414,7 +414,7 @@ func TestNewerRecord(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	newer := strings.Replace(string(text), `"version":1`, `"version":9`, 1)
+	newer := strings.ReplaceAll(string(text), `"version":1`, `"version":9`)
 	if err := os.WriteFile(path, []byte(newer), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -240,7 +240,7 @@ func TestSaveFailsWhole(t *testing.T) {
 		t.Fatal(err)
 	}
 	changed := full("x")
-	changed.NetNS = "/elsewhere"
+	changed.NetNS, changed.Durable = "/elsewhere", true
 	if err := s.Save(changed); err == nil {
 		t.Fatal("saved over a directory")
 	}
@@ -382,23 +382,69 @@ func TestLockExcludesStores(t *testing.T) {
 	unlock()
 }
 
-// TestSaveReplaces: nothing of the older record is left, in its file or beside
-// it, whether durable or not.
-func TestSaveReplaces(t *testing.T) {
+// TestSaveChanges: the last one saved counts, nothing is left beside it, and a
+// file that many have changed stays small.
+func TestSaveChanges(t *testing.T) {
 	for _, durable := range []bool{false, true} {
 		s := open(t)
-		for _, netns := range []string{"/one", "/two", "/three"} {
+		for n := range 100 {
 			box := full("x")
-			box.NetNS, box.Durable = netns, durable
+			box.NetNS, box.Durable = fmt.Sprintf("/%d", n), durable
 			if err := s.Save(box); err != nil {
 				t.Fatal(err)
 			}
-			if got, err := s.Load("x"); err != nil || got.NetNS != netns {
-				t.Errorf("durable %v: got %v, %v, want the one of %s", durable, got, err, netns)
+			if got, err := s.Load("x"); err != nil || got.NetNS != box.NetNS {
+				t.Errorf("durable %v: got %v, %v, want the one of %s", durable, got, err, box.NetNS)
 			}
 			if left := files(t, s); !slices.Equal(left, []string{"x.json"}) {
 				t.Errorf("durable %v: got %v, want the record alone", durable, left)
 			}
+			if info, err := os.Stat(s.path("x")); err != nil || info.Size() > maxFile {
+				t.Errorf("durable %v: got %v, %v, want at most %d bytes", durable, info, err, maxFile)
+			}
+		}
+	}
+}
+
+// TestWriterDies cuts a change short at every byte: the record before it counts,
+// and the next change does.
+func TestWriterDies(t *testing.T) {
+	s := open(t)
+	saved := func(netns string) []byte {
+		box := full("x")
+		box.NetNS = netns
+		if err := s.Save(box); err != nil {
+			t.Fatal(err)
+		}
+		data, err := os.ReadFile(s.path("x"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	loaded := func() string {
+		box, err := s.Load("x")
+		if err != nil {
+			return err.Error()
+		}
+		return box.NetNS
+	}
+	first := len(saved("/first"))
+	both := saved("/second")
+	for n := first; n <= len(both); n++ {
+		if err := os.WriteFile(s.path("x"), both[:n], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		want := "/first"
+		if n == len(both) {
+			want = "/second"
+		}
+		if got := loaded(); got != want {
+			t.Fatalf("cut to %d of %d bytes: got %s, want %s", n, len(both), got, want)
+		}
+		saved("/third")
+		if got := loaded(); got != "/third" {
+			t.Fatalf("saved after a cut to %d bytes: got %s", n, got)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package record
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,26 +13,26 @@ import (
 	"strings"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/weftnet/weft/internal/hint"
 )
 
 // The directory, made with mode 0700:
 //
-//	<sandboxID>.json            one sandbox, all of its attachments; 0600
+//	<sandboxID>.json            one sandbox, all of its attachments, as one line;
+//	                            the last line that has an end counts; 0600
 //	<sandboxID>.json.tmp        being written; leftovers go at Open
 //	<sandboxID>.json.damaged    could not be read: set aside for a person, kept
 //	                            (.damaged.2 and so on, if there was one)
 //	lock                        empty; a lock on one byte of it for each sandbox
 //	                            somebody works on
 //
-// A sandbox's file changes by writing .tmp and renaming it over, so that a
-// reader sees the old or the new whole. fsync of file and directory is added
-// for Durable sandboxes only: for the others a power loss takes the kernel
-// state, which is all they describe, along with the file. They change places
-// with .tmp, the old one, which is then removed: rename(2) over a file makes ext4
-// and others write the new one to disk at once (auto_da_alloc, ext4(5)).
+// A sandbox's file is made by writing .tmp and renaming it, so that a reader sees
+// nothing or the whole. A Durable one changes in the same way, with fsync of file
+// and directory. The others, whose kernel state goes with the power that would
+// lose the file, change by a line that is added: a writer that dies in its
+// middle leaves one without an end, and the line before it counts. To make
+// another file and rename it over takes several times as long, above all on ext4,
+// which then writes to disk at once (auto_da_alloc, ext4(5)).
 const (
 	suffix        = ".json"
 	tmpSuffix     = suffix + ".tmp"
@@ -133,7 +134,7 @@ func (s *Store) Load(id string) (*Sandbox, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read record: %w", err)
 	}
-	sandbox, err := decode(id, data)
+	sandbox, err := decode(id, lastLine(data))
 	if err == nil {
 		return sandbox, nil
 	}
@@ -204,12 +205,15 @@ func (s *Store) Save(sandbox *Sandbox) error {
 	if err != nil {
 		return fmt.Errorf("encode record of sandbox %s: %w", sandbox.ID, err)
 	}
-	tmp := filepath.Join(s.dir, sandbox.ID+tmpSuffix)
-	if err := writeFile(tmp, data, sandbox.Durable); err != nil {
-		return err
+	if !sandbox.Durable {
+		added, err := addLine(s.path(sandbox.ID), data)
+		if added || err != nil {
+			return err
+		}
 	}
-	if !sandbox.Durable && s.swap(tmp, s.path(sandbox.ID)) {
-		return remove(tmp)
+	tmp := filepath.Join(s.dir, sandbox.ID+tmpSuffix)
+	if err := writeFile(tmp, append(data, '\n'), sandbox.Durable); err != nil {
+		return err
 	}
 	if err := os.Rename(tmp, s.path(sandbox.ID)); err != nil {
 		return errors.Join(fmt.Errorf("write record: %w", err), remove(tmp))
@@ -220,10 +224,44 @@ func (s *Store) Save(sandbox *Sandbox) error {
 	return nil
 }
 
-// swap makes two files change places. false: it did not, because there is no
-// older file or the file system cannot; a plain rename will do or tell why not.
-func (s *Store) swap(a, b string) bool {
-	return unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE) == nil
+// maxFile is how long a file may become by lines that are added.
+const maxFile = 64 << 10
+
+// addLine adds a line to a file. false: it did not, because there is no file or
+// it would become too long.
+func addLine(path string, line []byte) (added bool, err error) {
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("write record: %w", err)
+	}
+	// Part of a line, if that is all that was written, has no end.
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return false, fmt.Errorf("write record: %w", err)
+	}
+	if info.Size()+int64(len(line)) > maxFile {
+		return false, nil
+	}
+	// The end in front is that of a line whose writer died.
+	text := slices.Concat([]byte{'\n'}, line, []byte{'\n'})
+	if _, err := file.Write(text); err != nil {
+		return false, fmt.Errorf("write record: %w", err)
+	}
+	return true, nil
+}
+
+// lastLine gives the last line of data that has an end; all of it if none has.
+func lastLine(data []byte) []byte {
+	end := bytes.LastIndexByte(data, '\n')
+	if end < 0 {
+		return data
+	}
+	lines := bytes.TrimRight(data[:end], "\n")
+	return lines[bytes.LastIndexByte(lines, '\n')+1:]
 }
 
 func writeFile(path string, data []byte, durable bool) (err error) {
