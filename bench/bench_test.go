@@ -136,7 +136,7 @@ func BenchmarkTable(b *testing.B) {
 		fmt.Fprintln(table, "\nkind\tNICs\tattach: reference\tweft\tnetlink\treference/weft\tweft/netlink\tdetach: reference\tweft\tnetlink\tweft n/1\t")
 		var verdicts []verdict
 		for _, kind := range kinds {
-			f := measure(b, kind, 9)
+			f := measure(b, kind, 15)
 			for _, n := range counts {
 				ref, weft, bare := f[key{kind, "reference", n}], f[key{kind, "weft", n}], f[key{kind, "netlink", n}]
 				fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s\t%.1f\t%.2f\t%s\t%s\t%s\t%.2f\t\n", kind, n,

@@ -5,9 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
+	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -24,6 +28,69 @@ type way interface {
 	detach(ctx context.Context, n int) error
 }
 
+// TestFloor: bare netlink makes what weft makes, so that their times compare.
+func TestFloor(t *testing.T) {
+	needRoot(t)
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			all := ways(t, kind)
+			weft, bare := all["weft"].(*engineWay), all["netlink"].(*bareWay)
+			for _, w := range []way{weft, bare} {
+				if err := w.attach(context.Background(), most); err != nil {
+					t.Fatal(err)
+				}
+			}
+			sides := map[string][2]*linux.NS{"pod": {weft.pod, bare.podNS}}
+			if kind == "bridge" {
+				sides["host"] = [2]*linux.NS{weft.host, bare.hostNS}
+			}
+			for side, ns := range sides {
+				deadline := time.Now().Add(settleTime)
+				for {
+					diff := cmp.Diff(made(t, side, ns[0]), made(t, side, ns[1]))
+					if diff == "" {
+						break
+					}
+					if time.Now().After(deadline) {
+						t.Errorf("%s: -weft +netlink\n%s", side, diff)
+						break
+					}
+					time.Sleep(20 * time.Millisecond)
+				}
+			}
+		})
+	}
+}
+
+// made gives what an attachment made, in a namespace: all but bridges, and the
+// host's ends of the neighbour, which the floor has not.
+func made(t *testing.T, side string, ns *linux.NS) []string {
+	t.Helper()
+	lines := view(t, side, ns)
+	for _, l := range links(t, ns) {
+		if strings.HasPrefix(string(l.Name), "net") || l.Kind == "veth" && l.Master != 0 {
+			lines = append(lines, fmt.Sprintf("%s link %s marked %v grouped %v", side, alias(string(l.Name)), l.Alias != "", l.Group != 0))
+		}
+	}
+	lines = slices.DeleteFunc(lines, func(line string) bool { return strings.Contains(line, " br") || strings.Contains(line, "conf.br") })
+	slices.Sort(lines)
+	return slices.Compact(lines)
+}
+
+func links(t *testing.T, ns *linux.NS) []linux.Link {
+	t.Helper()
+	conn, err := linux.Dial(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	list, err := conn.Links()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
 // ways are all ways, each with a host and a Pod of its own.
 func ways(tb testing.TB, kind string) map[string]way {
 	tb.Helper()
@@ -37,7 +104,7 @@ func ways(tb testing.TB, kind string) map[string]way {
 	for i, conf := range confs {
 		nads[fmt.Sprintf("net-%d", i)] = conf
 	}
-	weft := &engineWay{engine: newEngine(tb, w.host, nads), pod: w.pod(tb)}
+	weft := &engineWay{engine: newEngine(tb, w.host, nads), host: w.host, pod: w.pod(tb)}
 	weft.neighbour(tb, w.pod(tb))
 	out["weft"] = weft
 
@@ -85,8 +152,8 @@ func (w *execWay) each(ctx context.Context, command string, n int) error {
 
 // engineWay is weft as weftd runs it: annotation, records on disk and all.
 type engineWay struct {
-	engine *chain.Engine
-	pod    *linux.NS
+	engine    *chain.Engine
+	host, pod *linux.NS
 }
 
 func (w *engineWay) attach(ctx context.Context, n int) error {
@@ -112,9 +179,9 @@ func (w *engineWay) neighbour(tb testing.TB, pod *linux.NS) {
 
 func (w *engineWay) detach(ctx context.Context, _ int) error { return w.engine.Del(ctx, "sb1") }
 
-// bareWay is the floor: the same links and addresses by the fewest messages of
-// the common library, on sockets that are open already, with nothing decided,
-// set beside them, remembered or checked.
+// bareWay is the floor: the same links, addresses, settings and marks by the
+// fewest messages of the common library, on sockets that are open already, with
+// nothing decided, remembered or checked. TestFloor holds that they are the same.
 type bareWay struct {
 	kind         string
 	hostNS       *linux.NS
@@ -128,7 +195,7 @@ type bareWay struct {
 
 func newBareWay(tb testing.TB, kind string, host, pod *linux.NS) *bareWay {
 	tb.Helper()
-	w := &bareWay{kind: kind, hostNS: host, podNS: pod, hostEnd: "bare", groupOfLinks: 4242}
+	w := &bareWay{kind: kind, hostNS: host, podNS: pod, hostEnd: "vethbare0000", groupOfLinks: 4242}
 	for ns, handle := range map[*linux.NS]**netlink.Handle{host: &w.host, pod: &w.pod} {
 		err := ns.Do(func() error {
 			var err error
@@ -160,35 +227,82 @@ func index(tb testing.TB, h *netlink.Handle, name string) int {
 
 func (w *bareWay) attach(_ context.Context, n int) error {
 	for i := range n {
-		if err := w.one(i); err != nil {
+		if err := w.create(i); err != nil {
+			return err
+		}
+	}
+	if err := w.sysctls(n); err != nil {
+		return err
+	}
+	for i := range n {
+		if err := w.configure(i); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (w *bareWay) one(i int) error {
+func inPod(i int) string             { return "net" + strconv.Itoa(i+1) }
+func (w *bareWay) port(i int) string { return w.hostEnd + strconv.Itoa(i) }
+
+func (w *bareWay) create(i int) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Group = w.groupOfLinks
-	inPod := "net" + strconv.Itoa(i+1)
 	if w.kind == "macvlan" {
-		attrs.Name, attrs.ParentIndex, attrs.Namespace = inPod, w.uplink, netlink.NsFd(w.podNS.FD())
+		attrs.Name, attrs.ParentIndex, attrs.Namespace = inPod(i), w.uplink, netlink.NsFd(w.podNS.FD())
 		if err := w.host.LinkAdd(&netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE}); err != nil {
 			return fmt.Errorf("add macvlan: %w", err)
 		}
-	} else {
-		attrs.Name, attrs.MasterIndex, attrs.Flags = w.hostEnd+strconv.Itoa(i), w.bridges[i], net.FlagUp
-		veth := &netlink.Veth{LinkAttrs: attrs, PeerName: inPod, PeerNamespace: netlink.NsFd(w.podNS.FD())}
-		if err := w.host.LinkAdd(veth); err != nil {
-			return fmt.Errorf("add veth: %w", err)
+		return nil
+	}
+	attrs.Name, attrs.MasterIndex = w.port(i), w.bridges[i]
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: inPod(i), PeerNamespace: netlink.NsFd(w.podNS.FD())}
+	if err := w.host.LinkAdd(veth); err != nil {
+		return fmt.Errorf("add veth: %w", err)
+	}
+	return errors.Join(w.host.LinkSetAlias(veth, mark), w.host.LinkSetUp(veth))
+}
+
+// mark stands for the owner's.
+const mark = "bench:attach/sb1/net1"
+
+// sysctls visits each namespace once for the settings netlink does not know.
+func (w *bareWay) sysctls(n int) error {
+	set := func(ns *linux.NS, family, key, value string, link func(int) string) error {
+		for i := range n {
+			if err := linux.SetSysctl("net/"+family+"/conf/"+link(i)+"/"+key, value); err != nil {
+				return fmt.Errorf("in %s: %w", ns.Path(), err)
+			}
+		}
+		return nil
+	}
+	if w.kind == "bridge" {
+		err := w.hostNS.Do(func() error { return set(w.hostNS, "ipv6", "accept_ra", "0", w.port) })
+		if err != nil {
+			return err
 		}
 	}
-	link, err := w.pod.LinkByName(inPod)
+	return w.podNS.Do(func() error {
+		err := set(w.podNS, "ipv4", "arp_notify", "1", inPod)
+		if w.kind == "macvlan" {
+			return errors.Join(err, set(w.podNS, "ipv6", "ndisc_notify", "1", inPod))
+		}
+		return errors.Join(err, set(w.podNS, "ipv6", "accept_dad", "0", inPod))
+	})
+}
+
+func (w *bareWay) configure(i int) error {
+	link, err := w.pod.LinkByName(inPod(i))
 	if err != nil {
 		return err
 	}
-	addr := &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(10, byte(70+i), 0, 2), Mask: net.CIDRMask(16, 32)}}
-	return errors.Join(w.pod.AddrAdd(link, addr), w.pod.LinkSetUp(link))
+	if w.kind == "bridge" {
+		if err := w.pod.LinkSetGroup(link, int(w.groupOfLinks)); err != nil {
+			return err
+		}
+	}
+	addr := &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(10, byte(70+i), 0, 3), Mask: net.CIDRMask(16, 32)}}
+	return errors.Join(w.pod.LinkSetAlias(link, mark), w.pod.AddrAdd(link, addr), w.pod.LinkSetUp(link))
 }
 
 // detach deletes all links in one message, by their group: the kernel waits out
