@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -61,9 +62,12 @@ spec:
 `, name)
 }
 
-// nics is what must stay the same of a VM: MAC and addresses of each NIC.
+var slot = regexp.MustCompile(`in slot \d+`)
+
+// nics is what must stay the same of a VM: MAC and addresses of each NIC, and
+// the PCI slots.
 func nics(m *machine.Machine) string {
-	var out []string
+	out := slot.FindAllString(m.MustWeft("describe", "vmi", "keeper"), -1)
 	for _, name := range []string{"default", "blue"} {
 		nic := m.NIC("keeper", name)
 		out = append(out, fmt.Sprint(name, " ", nic["mac"], " ", nic["ipAddresses"]))
