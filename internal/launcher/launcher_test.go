@@ -142,9 +142,7 @@ func TestAdopt(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.cleanup(process)
-	want := spec
-	want.Grace = DefaultGrace
-	if diff := cmp.Diff(want, process.Spec); diff != "" {
+	if diff := cmp.Diff(spec, process.Spec); diff != "" {
 		t.Errorf("adopted spec (-want +got):\n%s", diff)
 	}
 	if !process.Alive() {

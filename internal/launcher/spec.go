@@ -45,10 +45,6 @@ const (
 // Program is the launcher's binary.
 const Program = "weft-launcher"
 
-// DefaultGrace is how long a guest has after its power button was pressed;
-// KubeVirt's default for terminationGracePeriodSeconds.
-const DefaultGrace = 180 * time.Second
-
 // Spec says what to run.
 type Spec struct {
 	// Dir is the machine's directory; it is where the file was read from.
@@ -66,7 +62,7 @@ type Spec struct {
 	// machine must be within this user's reach.
 	UID, GID uint32
 	// Grace is how long the guest has to power off when the launcher gets
-	// SIGTERM; 0: DefaultGrace.
+	// SIGTERM; 0: QEMU is told to quit at once.
 	Grace time.Duration `json:",omitempty"`
 }
 

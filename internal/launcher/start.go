@@ -42,9 +42,6 @@ const maxLog = 1 << 20
 // The caller must call Wait or Stop in time, which also reaps the process, and
 // Close when it loses interest.
 func Start(ctx context.Context, spec Spec) (*Process, error) {
-	if spec.Grace == 0 {
-		spec.Grace = DefaultGrace
-	}
 	if err := spec.validate(); err != nil {
 		return nil, err
 	}
