@@ -61,6 +61,13 @@ func New(t testing.TB) *Machine {
 	return m
 }
 
+// In is the same machine in a subtest.
+func (m *Machine) In(t testing.TB) *Machine {
+	in := *m
+	in.t = t
+	return &in
+}
+
 func (m *Machine) end() {
 	if m.t.Failed() {
 		m.logs()

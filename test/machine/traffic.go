@@ -3,6 +3,7 @@ package machine
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -40,10 +41,13 @@ var helperOnce = sync.OnceValue(func() error {
 	return nil
 })
 
-// Running is a weft command that goes on beside the test, until it ends.
+// Running is a command that goes on beside the test, until it ends.
 type Running struct {
 	m    *Machine
 	what string
+	end  func()
+	in   io.Writer
+	done chan struct{} // closed when it has ended
 
 	mu  sync.Mutex // guards out
 	out bytes.Buffer
@@ -66,18 +70,61 @@ func (r *Running) Text() string {
 // Background starts weft with args and ends it with the test.
 func (m *Machine) Background(what string, args ...string) *Running {
 	m.t.Helper()
+	return m.BackgroundIn(m.Name+"-node", what, append([]string{filepath.Join(binDir, "weft"), "--root", m.Root}, args...)...)
+}
+
+// BackgroundIn starts a command in a namespace in /run/netns and ends it with
+// the test.
+func (m *Machine) BackgroundIn(netns, what string, command ...string) *Running {
+	m.t.Helper()
 	r := &Running{m: m, what: what}
-	cmd := exec.Command("nsenter", append([]string{"--net=/run/netns/" + m.Name + "-node", filepath.Join(binDir, "weft"), "--root", m.Root}, args...)...)
+	cmd := exec.Command("nsenter", append([]string{"--net=/run/netns/" + netns}, command...)...)
 	cmd.Stdout, cmd.Stderr = r, r
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		m.t.Fatalf("%s: %v", what, err)
+	}
+	r.in, r.done = in, make(chan struct{})
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // with what weft starts
 	if err := cmd.Start(); err != nil {
 		m.t.Fatalf("%s: %v", what, err)
 	}
-	m.t.Cleanup(func() {
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // it may have ended
-		_ = cmd.Wait()                                      // killed
+	go func() {
+		_ = cmd.Wait() // most are ended by us
+		close(r.done)
+	}()
+	r.end = sync.OnceFunc(func() {
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) // it may have ended
+		select {
+		case <-r.done:
+		case <-time.After(5 * time.Second):
+			_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+			<-r.done
+		}
 	})
+	m.t.Cleanup(r.end)
 	return r
+}
+
+// End ends the command, so that it writes what it still holds.
+func (r *Running) End() { r.end() }
+
+// Type writes to the command's standard input.
+func (r *Running) Type(text string) {
+	r.m.t.Helper()
+	if _, err := io.WriteString(r.in, text); err != nil {
+		r.m.t.Errorf("%s: type %q: %v", r.what, text, err)
+	}
+}
+
+// WaitEnd waits until the command has ended by itself.
+func (r *Running) WaitEnd() {
+	r.m.t.Helper()
+	select {
+	case <-r.done:
+	case <-time.After(time.Minute):
+		r.m.t.Errorf("%s does not end; printed:\n%s", r.what, r.Text())
+	}
 }
 
 // Wait waits until text was printed.
