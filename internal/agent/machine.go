@@ -58,6 +58,7 @@ type machine struct {
 	mu      sync.Mutex
 	process *launcher.Process // nil: no QEMU was started or found
 	cables  map[string]bool   // by network: shall its cable be in?
+	seen    int64             // the generation of the instance that says so
 	adopted time.Time         // zero: it was started, not found
 	facts   machineFacts
 	leased  map[string]bool
@@ -82,8 +83,6 @@ func (m *machine) watch(ctx context.Context) error {
 	m.servers = map[string]*dhcp.Server{}
 	m.leased = map[string]bool{}
 	m.finished = make(chan struct{})
-	m.poke = make(chan struct{}, 1)
-	m.follow(m.inst)
 	for _, nic := range m.plan.NICs {
 		if nic.Serve == nil {
 			continue
@@ -130,19 +129,26 @@ func (m *machine) awaitServers(ctx context.Context) error {
 
 // follow takes over what may change while the machine runs: whether the cables
 // are in.
-func (m *machine) follow(inst *kubevirt.Instance) {
+func (m *machine) follow(inst *kubevirt.Instance, generation int64) {
 	m.inst = inst
 	cables := map[string]bool{}
 	for _, iface := range inst.Interfaces {
 		cables[iface.Name] = iface.State != vmnet.Down
 	}
 	m.mu.Lock()
-	m.cables = cables
+	m.cables, m.seen = cables, generation
 	m.mu.Unlock()
 	select {
 	case m.poke <- struct{}{}:
 	default:
 	}
+}
+
+// followed is the generation of the instance whose spec was taken over last.
+func (m *machine) followed() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.seen
 }
 
 // close ends servers and watches; nothing then holds the namespace open.

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/weftnet/weft/api/kubevirt"
 	"github.com/weftnet/weft/internal/chain"
 	"github.com/weftnet/weft/internal/dataplane"
 	"github.com/weftnet/weft/internal/image"
@@ -93,7 +94,10 @@ func (n *Node) Run(ctx context.Context) error {
 
 // Sources wake the node's loops.
 func (n *Node) Sources() []reconcile.Source {
-	sources := []reconcile.Source{{Store: n.cfg.Store, GVK: podKind, Loop: n.pods}}
+	sources := []reconcile.Source{
+		{Store: n.cfg.Store, GVK: podKind, Loop: n.pods},
+		{Store: n.cfg.Store, GVK: kubevirt.InstanceKind, Loop: n.pods, Keys: n.unseen},
+	}
 	for _, k := range n.keepers {
 		sources = append(sources, reconcile.Source{Store: n.cfg.Store, GVK: k.kind, Loop: k.loop})
 	}
@@ -115,6 +119,19 @@ func (n *Node) machine(pod store.Key) *machine {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.machines[pod]
+}
+
+// unseen gives the launcher Pod of an instance whose machine has not followed
+// its newest spec. Its status, which we write, wakes nobody.
+func (n *Node) unseen(vmi *store.Object) []store.Key {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for pod, m := range n.machines {
+		if m.name == store.KeyOf(vmi).String() && m.followed() != vmi.GetGeneration() {
+			return []store.Key{pod}
+		}
+	}
+	return nil
 }
 
 func (n *Node) setMachine(pod store.Key, m *machine) {

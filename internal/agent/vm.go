@@ -65,7 +65,7 @@ func (n *Node) bringUp(ctx context.Context, pod, vmi *store.Object, sandbox *rec
 		return nil, "Invalid", err
 	}
 	if m := n.machine(key); m != nil {
-		m.follow(inst)
+		m.follow(inst, vmi.GetGeneration())
 		return m, "", nil
 	}
 	plan, err := n.planNetwork(pod, inst, sandbox)
@@ -83,9 +83,11 @@ func (n *Node) bringUp(ctx context.Context, pod, vmi *store.Object, sandbox *rec
 		return nil, "WiringFailed", err
 	}
 	m = &machine{
+		poke: make(chan struct{}, 1),
 		name: inst.Namespace + "/" + inst.Name, dir: n.cfg.VMDir(inst.Namespace, inst.Name), netns: sandbox.NetNS, inst: inst, plan: plan,
 		log: n.cfg.Log.With("vmi", inst.Namespace+"/"+inst.Name), changed: func() { n.pods.Add(key) },
 	}
+	m.follow(inst, vmi.GetGeneration())
 	if err := m.watch(ctx); err != nil {
 		return nil, "ServingFailed", err
 	}

@@ -11,7 +11,6 @@ import (
 
 	"github.com/weftnet/weft/api/kubevirt"
 	"github.com/weftnet/weft/internal/store"
-	"github.com/weftnet/weft/internal/vmnet"
 )
 
 // RestartAnnotation on a VirtualMachine names the instance (UID) that shall end
@@ -75,47 +74,18 @@ func (c *Controllers) driveVM(ctx context.Context, vm, vmi *store.Object, machin
 // followCables takes the state of each interface over from the VM's template,
 // which is all of it that a running instance follows.
 func (c *Controllers) followCables(ctx context.Context, vmi, template *store.Object) error {
-	path := []string{"spec", "domain", "devices", "interfaces"}
-	wanted := map[string]any{}
-	list, _, _ := unstructured.NestedSlice(template.Object, path...) // FromVM has read it
-	for _, item := range list {
-		if iface, ok := item.(map[string]any); ok {
-			wanted[fmt.Sprint(iface["name"])] = iface["state"]
-		}
-	}
 	next := vmi.DeepCopy()
-	list, _, _ = unstructured.NestedSlice(next.Object, path...) // made from such a template
-	changed := false
-	for _, item := range list {
-		iface, ok := item.(map[string]any)
-		if !ok {
-			continue
-		}
-		state, known := wanted[fmt.Sprint(iface["name"])]
-		if !known || state == iface["state"] || !isCable(state) || !isCable(iface["state"]) {
-			continue
-		}
-		changed = true
-		if iface["state"] = state; state == nil {
-			delete(iface, "state")
-		}
+	changed, err := kubevirt.CopyLinkStates(next, template)
+	if err != nil {
+		return fmt.Errorf("set interface states of %s: %w", store.KeyOf(vmi), err)
 	}
 	if !changed {
 		return nil
-	}
-	if err := unstructured.SetNestedSlice(next.Object, list, path...); err != nil {
-		return fmt.Errorf("set interface states of %s: %w", store.KeyOf(vmi), err)
 	}
 	if _, err := c.cfg.Store.Update(ctx, next); err != nil {
 		return fmt.Errorf("set interface states of %s: %w", store.KeyOf(vmi), err)
 	}
 	return nil
-}
-
-// isCable says whether a state is about the cable: up, which is also meant by
-// none, or down.
-func isCable(state any) bool {
-	return state == nil || state == "" || state == string(vmnet.Up) || state == string(vmnet.Down)
 }
 
 // phaseSince is when the instance came into its phase; zero if that is not told.

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"github.com/weftnet/weft/api/kubevirt"
 	"github.com/weftnet/weft/api/netattach"
 	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/store"
@@ -179,8 +180,8 @@ func refuseImmutable(have, merged *store.Object) error {
 			}
 		}
 	case VMI:
-		if changed("spec") {
-			return refusal("spec", "run weft delete vmi "+have.GetName()+" and apply again, or use a VirtualMachine")
+		if changed("spec") && !kubevirt.OnlyLinkStatesDiffer(have, merged) {
+			return refusal("spec", "run weft delete vmi "+have.GetName()+" and apply again, or use a VirtualMachine; only the state (up, down) of interfaces can be changed in place")
 		}
 	}
 	return nil
