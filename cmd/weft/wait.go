@@ -104,19 +104,25 @@ func (w *waiter) progress(states []readiness) {
 
 func (w *waiter) look(ctx context.Context) ([]readiness, error) {
 	var states []readiness
+	instances := map[string]readiness{} // by the UID of their VM
 	for _, kind := range []struct {
 		gvk   schema.GroupVersionKind
 		judge func(*store.Object) readiness
-	}{{local.Pod, judgePod}, {local.VM, judgeVM}, {local.VMI, judgeVMI}} {
+	}{{local.Pod, judgePod}, {local.VMI, judgeVMI}, {local.VM, func(vm *store.Object) readiness { return judgeVM(vm, instances) }}} {
 		reply, err := w.client.List(ctx, kind.gvk, store.Key{})
 		if err != nil {
 			return nil, err
 		}
 		for _, obj := range reply.Items {
+			r := kind.judge(obj)
+			if kind.gvk == local.VMI {
+				for _, owner := range obj.GetOwnerReferences() {
+					instances[string(owner.UID)] = r
+				}
+			}
 			if !w.counts(obj) {
 				continue
 			}
-			r := kind.judge(obj)
 			r.name = strings.ToLower(obj.GetKind()) + " " + store.KeyOf(obj).String()
 			states = append(states, r)
 		}
@@ -152,12 +158,22 @@ func judgeVMI(obj *store.Object) readiness {
 	return r
 }
 
-func judgeVM(obj *store.Object) readiness {
+// judgeVM: a VM is as ready as its instance, once the controller has seen what
+// the VM is to be.
+func judgeVM(obj *store.Object, instances map[string]readiness) readiness {
 	status, _, _ := unstructured.NestedString(obj.Object, "status", "printableStatus")
+	observed, _, _ := unstructured.NestedInt64(obj.Object, "status", "observedGeneration") // none: not seen yet
+	if observed != obj.GetGeneration() {
+		return readiness{why: "not begun"}
+	}
 	if status == "Stopped" {
 		return readiness{ready: true}
 	}
-	return judgeCondition(obj, "Ready")
+	r := judgeCondition(obj, "Ready")
+	if instance, ok := instances[string(obj.GetUID())]; ok && r.ready {
+		return instance
+	}
+	return r
 }
 
 // judgeCondition: True is ready; False with a reason that ends in Failed or is

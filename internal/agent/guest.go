@@ -107,6 +107,7 @@ func (n *Node) GuestExec(ctx context.Context, key store.Key, command qemu.Comman
 	}
 	var m *machine
 	if pod != nil {
+		n.awaitIntroduction(ctx, store.KeyOf(pod))
 		m = n.machine(store.KeyOf(pod))
 	}
 	if m == nil {

@@ -262,6 +262,7 @@ func (n *Node) vmJourney(ctx context.Context, journey status.Journey, vmi *store
 		return journey, err
 	}
 	if pod != nil {
+		n.awaitIntroduction(ctx, store.KeyOf(pod))
 		journey.Pod, journey.NetNS = pod.GetName(), n.cfg.NetNS(pod.GetNamespace(), pod.GetName())
 		if m := n.machine(store.KeyOf(pod)); m != nil {
 			facts = m.statusFacts()

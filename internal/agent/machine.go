@@ -20,6 +20,7 @@ import (
 	"github.com/weftnet/weft/internal/netstate"
 	"github.com/weftnet/weft/internal/qemu"
 	"github.com/weftnet/weft/internal/status"
+	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/internal/vmnet"
 )
 
@@ -211,6 +212,30 @@ func (m *machine) begin(process *launcher.Process) {
 
 // introduction is how long a machine that was found has to tell how it is.
 const introduction = 5 * time.Second
+
+// returned notes that a launcher Pod was looked at.
+func (n *Node) returned(pod store.Key) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.returning, pod)
+}
+
+// awaitIntroduction waits, after a start of the agent, until the machine of a
+// launcher Pod was found again and has told how it is, so that nobody is told
+// half the truth.
+func (n *Node) awaitIntroduction(ctx context.Context, pod store.Key) {
+	ctx, cancel := context.WithTimeout(ctx, introduction)
+	defer cancel()
+	for ctx.Err() == nil {
+		n.mu.Lock()
+		returning, m := n.returning[pod], n.machines[pod]
+		n.mu.Unlock()
+		if !returning && (m == nil || m.unheard(n.cfg.Now()) <= 0) {
+			return
+		}
+		pause(ctx, redial/4)
+	}
+}
 
 // unheard says how long to wait for a machine that was found to tell how it is.
 // Until then its status is better left as the last agent wrote it.

@@ -61,14 +61,17 @@ type Node struct {
 	pods    *reconcile.Loop
 	keepers []*keeper
 
-	// mu guards machines: those wired on this node, by launcher Pod.
+	// mu guards what follows.
 	mu       sync.Mutex
-	machines map[store.Key]*machine
+	machines map[store.Key]*machine // wired on this node, by launcher Pod
+	// returning are the launcher Pods that were there when the agent started and
+	// have not been looked at yet.
+	returning map[store.Key]bool
 }
 
 // New makes a Node.
 func New(cfg Config) *Node {
-	n := &Node{cfg: cfg, machines: map[store.Key]*machine{}}
+	n := &Node{cfg: cfg, machines: map[store.Key]*machine{}, returning: map[store.Key]bool{}}
 	const workers = 8 // stopping a guest holds one for seconds
 	n.pods = reconcile.NewLoop("pods", workers, cfg.Log, n.reconcilePod)
 	n.keepers = n.keepersOf()

@@ -36,6 +36,7 @@ const (
 
 // reconcilePod brings one Pod's sandbox in line with its object.
 func (n *Node) reconcilePod(ctx context.Context, key store.Key) (time.Duration, error) {
+	defer n.returned(key)
 	pod, err := n.get(ctx, podKind, key)
 	if err != nil || pod == nil {
 		return 0, err

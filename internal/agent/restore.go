@@ -6,7 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/weftnet/weft/api/kubevirt"
+	"github.com/weftnet/weft/internal/launcher"
 	"github.com/weftnet/weft/internal/linux"
 	"github.com/weftnet/weft/internal/store"
 )
@@ -30,6 +35,9 @@ func (n *Node) Restore(ctx context.Context) error {
 	for _, pod := range pods {
 		sandboxes[n.cfg.SandboxID(string(pod.GetUID()))] = true
 		namespaces[n.cfg.NetNS(pod.GetNamespace(), pod.GetName())] = true
+		if pod.GetAnnotations()[kubevirt.DomainAnnotation] != "" {
+			n.returning[store.KeyOf(pod)] = true
+		}
 	}
 	ids, err := n.cfg.Records.IDs()
 	if err != nil {
@@ -43,7 +51,56 @@ func (n *Node) Restore(ctx context.Context) error {
 			n.cfg.Log.Error("remove sandbox without Pod", "sandbox", id, "err", err)
 		}
 	}
+	for _, pod := range pods {
+		if err := n.disown(ctx, pod); err != nil {
+			return err
+		}
+	}
 	return n.sweepNamespaces(namespaces)
+}
+
+// disown takes back what the status of a Pod and its instance says of a sandbox
+// or a machine that did not survive, before anybody reads it.
+func (n *Node) disown(ctx context.Context, pod *store.Object) error {
+	if pod.GetDeletionTimestamp() != nil {
+		return nil
+	}
+	key := store.KeyOf(pod)
+	stands := isNS(n.cfg.NetNS(key.Namespace, key.Name))
+	if !stands && isTrue(pod, podNetworked) {
+		if err := n.writeCondition(ctx, pod, kubevirt.Condition{Type: podNetworked, Reason: "SandboxGone", Message: "its network namespace is gone and is being made anew"}); err != nil {
+			return err
+		}
+	}
+	name := pod.GetAnnotations()[kubevirt.DomainAnnotation]
+	if name == "" {
+		return nil
+	}
+	if stands {
+		process, err := launcher.Adopt(ctx, n.cfg.VMDir(key.Namespace, name))
+		if err == nil {
+			return process.Close() // adopted in earnest later
+		}
+		if !errors.Is(err, launcher.ErrNotRunning) {
+			return err
+		}
+	}
+	vmi, err := n.get(ctx, kubevirt.InstanceKind, store.Key{Namespace: key.Namespace, Name: name})
+	if err != nil || vmi == nil || !ownedBy(pod, vmi) || !isTrue(vmi, kubevirt.Ready) {
+		return err
+	}
+	const message = "its machine ended while no agent ran"
+	return n.writeStatus(ctx, vmi.DeepCopy(),
+		kubevirt.Condition{Type: kubevirt.Ready, Reason: "MachineGone", Message: message},
+		kubevirt.Condition{Type: guestNetworkReady, Reason: "MachineNotRunning", Message: message})
+}
+
+func isTrue(obj *store.Object, condition string) bool {
+	list, _, _ := unstructured.NestedSlice(obj.Object, "status", "conditions") // only weft writes it
+	return slices.ContainsFunc(list, func(item any) bool {
+		c, _ := item.(map[string]any)
+		return c["type"] == condition && c["status"] == "True"
+	})
 }
 
 // sweepNamespaces removes our namespaces that are not in keep.

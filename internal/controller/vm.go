@@ -136,7 +136,7 @@ func (c *Controllers) writeVMStatus(ctx context.Context, vm, vmi *store.Object, 
 	case wantsInstance(vm, machine.RunStrategy):
 		printable = "Starting"
 	}
-	fields := map[string]any{"printableStatus": printable, "created": vmi != nil || printable == "Starting", "ready": ready.Status}
+	fields := map[string]any{"printableStatus": printable, "created": vmi != nil || printable == "Starting", "ready": ready.Status, "observedGeneration": vm.GetGeneration()}
 	status, ok := next.Object["status"].(map[string]any)
 	if !ok {
 		return fmt.Errorf("status of VM %s is no object", store.KeyOf(vm))
