@@ -2,37 +2,13 @@ package dataplane
 
 import (
 	"context"
-	"flag"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/weftnet/weft/internal/netstate"
+	"github.com/weftnet/weft/test/golden"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
-
-// golden compares with testdata/NAME.
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s: -want +got:\n%s", path, diff)
-	}
-}
 
 func TestApplyDelete(t *testing.T) {
 	tests := []struct {
@@ -117,7 +93,7 @@ func TestObservedText(t *testing.T) {
 	l.apply(t, base)
 	l.apply(t, vmPlan())
 	got := l.text(t, netstate.Merge(base, vmPlan()))
-	golden(t, "vm.txt", got)
+	golden.Check(t, "vm.txt", got)
 }
 
 // TestKernelTools asks the system's own programs whether what we say we made is

@@ -2,12 +2,9 @@ package dhcp
 
 import (
 	"encoding/hex"
-	"flag"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -17,9 +14,8 @@ import (
 
 	"github.com/weftnet/weft/internal/frame"
 	"github.com/weftnet/weft/internal/vmnet"
+	"github.com/weftnet/weft/test/golden"
 )
-
-var update = flag.Bool("update", false, "rewrite golden files")
 
 const guestText = "02:aa:00:00:00:01"
 
@@ -217,24 +213,6 @@ func describe4(t *testing.T, payload []byte) string {
 	return b.String()
 }
 
-// golden compares got with testdata/name.
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s (-want +got):\n%s", path, diff)
-	}
-}
-
 func TestReply4Golden(t *testing.T) {
 	id := option(opt4ClientID, 1, 2, 0xaa, 0, 0, 0, 1)
 	tests := []struct {
@@ -258,7 +236,7 @@ func TestReply4Golden(t *testing.T) {
 				}
 			}
 			text := fmt.Sprintf("%s to %s at %s\n%s\n%s", got.Type, got.Dst, got.DstMAC, describe4(t, got.Payload), hex.Dump(got.Payload))
-			golden(t, tt.name+".txt", text)
+			golden.Check(t, tt.name+".txt", text)
 		})
 	}
 }
@@ -333,7 +311,7 @@ func TestConfig4Odd(t *testing.T) {
 	for _, err := range odd {
 		fmt.Fprintln(&text, err)
 	}
-	golden(t, "odd-lease.txt", text.String())
+	golden.Check(t, "odd-lease.txt", text.String())
 	got := Reply4(lease, request(t, dhcpv4.MessageTypeDiscover))
 	if got.Type != dhcpv4.MessageTypeOffer {
 		t.Errorf("an odd lease is answered by %s", got.Type)

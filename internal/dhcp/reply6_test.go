@@ -15,6 +15,7 @@ import (
 
 	"github.com/weftnet/weft/internal/frame"
 	"github.com/weftnet/weft/internal/vmnet"
+	"github.com/weftnet/weft/test/golden"
 )
 
 func lease6() vmnet.Lease6 {
@@ -125,9 +126,9 @@ func TestReply6(t *testing.T) {
 			text.WriteString(describe6(t, got.Payload))
 		}
 	}
-	golden(t, "reply6.txt", text.String())
+	golden.Check(t, "reply6.txt", text.String())
 	request := request6(t, ask, fromClient, toUs, ia(1, "fd10:0:2::2"))
-	golden(t, "reply6-request.hex", hex.Dump(Reply6(lease6(), serverMAC, Client6{guestMAC}, request).Payload))
+	golden.Check(t, "reply6-request.hex", hex.Dump(Reply6(lease6(), serverMAC, Client6{guestMAC}, request).Payload))
 }
 
 func TestReply6OtherMAC(t *testing.T) {

@@ -2,22 +2,16 @@ package kind_test
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/kind"
 	"github.com/weftnet/weft/internal/netstate"
+	"github.com/weftnet/weft/test/golden"
 )
-
-var update = flag.Bool("update", false, "rewrite golden files")
 
 // facts are those of a machine with one uplink.
 func facts(links ...kind.Link) kind.Facts {
@@ -153,19 +147,7 @@ func TestPlans(t *testing.T) {
 				t.Fatal(err)
 			}
 			got := c.conf + "\n\n" + text(out, warnings)
-			path := filepath.Join("testdata", c.name+".txt")
-			if *update {
-				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), got); diff != "" {
-				t.Errorf("plan differs (-want +got):\n%s", diff)
-			}
+			golden.Check(t, c.name+".txt", got)
 			again, _, err := plan(t, c.conf, c.args, f)
 			if err != nil || text(again, warnings) != text(out, warnings) {
 				t.Errorf("the second plan differs from the first: %v", err)

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"libvirt.org/go/libvirtxml"
+
+	"github.com/weftnet/weft/test/golden"
 )
 
 // tcgFull is full without what this machine may lack.
@@ -40,8 +42,8 @@ func domainTexts(t *testing.T) map[string]string {
 
 func TestDomainXML(t *testing.T) {
 	texts := domainTexts(t)
-	golden(t, "small.xml", texts["small"])
-	golden(t, "full.xml", texts["full"])
+	golden.Check(t, "small.xml", texts["small"])
+	golden.Check(t, "full.xml", texts["full"])
 	for name, text := range texts {
 		var domain libvirtxml.Domain
 		if err := domain.Unmarshal(text); err != nil {

@@ -2,9 +2,6 @@ package qemu
 
 import (
 	"errors"
-	"flag"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -14,27 +11,8 @@ import (
 	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/netstate"
 	"github.com/weftnet/weft/internal/vmnet"
+	"github.com/weftnet/weft/test/golden"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
-
-// golden compares text with testdata/NAME.
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s (-want +got), rewrite with -update:\n%s", path, diff)
-	}
-}
 
 // small is a machine that boots a kernel with one NIC.
 func small() Machine {
@@ -106,7 +84,7 @@ func TestArgs(t *testing.T) {
 		if err := Validate(m, Version{7, 2, 22}); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		golden(t, name+".args", shape(Args(m)))
+		golden.Check(t, name+".args", shape(Args(m)))
 	}
 	if diff := cmp.Diff([]string{"ua-n6"}, DownLinks(full())); diff != "" {
 		t.Errorf("down links: %s", diff)
@@ -197,7 +175,7 @@ func TestStableUUID(t *testing.T) {
 	if len(got) != 36 || got[14] != '8' || !strings.Contains("89ab", got[19:20]) {
 		t.Errorf("%s is not of RFC 9562's version 8", got)
 	}
-	golden(t, "uuid.golden", got+"\n") // it must never change
+	golden.Check(t, "uuid.golden", got+"\n") // it must never change
 	seen := map[string]bool{got: true}
 	for _, id := range [][3]string{{"defaul", "tvm1", ""}, {"default", "vm", "1"}, {"", "", ""}} {
 		other := StableUUID(id[0], id[1], id[2])

@@ -2,11 +2,8 @@ package ra
 
 import (
 	"encoding/hex"
-	"flag"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -16,9 +13,8 @@ import (
 
 	"github.com/weftnet/weft/internal/frame"
 	"github.com/weftnet/weft/internal/vmnet"
+	"github.com/weftnet/weft/test/golden"
 )
-
-var update = flag.Bool("update", false, "rewrite golden files")
 
 var router = frame.MAC{2, 0, 0, 0, 0, 0}
 
@@ -70,19 +66,7 @@ func TestBuild(t *testing.T) {
 				got += problem.Error() + "\n"
 			}
 			got += hex.Dump(b)
-			path := filepath.Join("testdata", name+".txt")
-			if *update {
-				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), got); diff != "" {
-				t.Errorf("%s (-want +got):\n%s", path, diff)
-			}
+			golden.Check(t, name+".txt", got)
 		})
 	}
 }

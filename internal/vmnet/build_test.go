@@ -1,19 +1,13 @@
 package vmnet_test
 
 import (
-	"flag"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/weftnet/weft/internal/netstate"
 	"github.com/weftnet/weft/internal/vmnet"
+	"github.com/weftnet/weft/test/golden"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 func pfx(texts ...string) []netip.Prefix {
 	var out []netip.Prefix
@@ -168,19 +162,7 @@ func TestGolden(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			file := filepath.Join("testdata", name+".txt")
-			if *update {
-				if err := os.WriteFile(file, []byte(plan.String()), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), plan.String()); diff != "" {
-				t.Error(diff)
-			}
+			golden.Check(t, name+".txt", plan.String())
 		})
 	}
 }
