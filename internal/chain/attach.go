@@ -88,9 +88,10 @@ func (t *attaching) newRecord(d Delegate) *record.Attachment {
 }
 
 func (t *attaching) run(ctx context.Context) error {
-	if err := errors.Join(t.refuseMACs(), t.findPlugins()); err != nil {
+	if err := t.findPlugins(); err != nil {
 		return err
 	}
+	t.claims.introduce(t.box.ID, t.box.Pod)
 	if err := t.allocateAll(ctx); err != nil {
 		return err
 	}

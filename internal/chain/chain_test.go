@@ -3,7 +3,10 @@ package chain
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/weftnet/weft/api/netattach"
@@ -319,5 +322,42 @@ func TestLinkInContainer(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.podEmpty("a")
+	w.empty()
+}
+
+// TestOneMACAtOnce: of Pods that ask for one MAC at the same moment, one gets it.
+func TestOneMACAtOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.nads.add("demo/plain", plainBridge)
+	const pods = 8
+	var requests []Request
+	for i := range pods {
+		id := fmt.Sprint("m", i)
+		w.namespace(id)
+		requests = append(requests, w.request(id, `[{"name":"plain","mac":"02:00:00:00:00:07"}]`))
+	}
+	var attached atomic.Int32
+	var group sync.WaitGroup
+	for _, request := range requests {
+		group.Go(func() {
+			_, err := w.engine.Add(t.Context(), request)
+			switch {
+			case err == nil:
+				attached.Add(1)
+			case !strings.Contains(err.Error(), "is already the MAC of interface net1 of Pod demo/pod-m"):
+				t.Errorf("add %s: %v", request.ID, err)
+			}
+		})
+	}
+	group.Wait()
+	if attached.Load() != 1 {
+		t.Errorf("%d Pods have the MAC", attached.Load())
+	}
+	for _, request := range requests {
+		if err := w.engine.Del(t.Context(), request.ID); err != nil {
+			t.Errorf("del: %v", err)
+		}
+	}
 	w.empty()
 }

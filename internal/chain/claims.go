@@ -3,6 +3,7 @@ package chain
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/weftnet/weft/internal/ipam"
@@ -31,6 +32,7 @@ type claims struct {
 	// attaching are the sandboxes, by owner of addresses, that are being attached:
 	// what they take stands in no record yet.
 	attaching map[ipam.Owner][]string
+	pods      map[string]record.Pod
 }
 
 // claim is what one sandbox claims.
@@ -51,7 +53,37 @@ type sharedLink struct {
 type macKey struct{ network, mac string }
 
 func newClaims() *claims {
-	return &claims{sandboxes: map[string]claim{}, attaching: map[ipam.Owner][]string{}}
+	return &claims{sandboxes: map[string]claim{}, attaching: map[ipam.Owner][]string{}, pods: map[string]record.Pod{}}
+}
+
+// introduce tells whose a sandbox is, before it claims anything: what it holds
+// already may be what another one is refused.
+func (c *claims) introduce(id string, pod record.Pod) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pods[id] = pod
+}
+
+// nameOf is what people call a sandbox: its Pod.
+func (c *claims) nameOf(id string) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if pod := c.pods[id]; pod.Name != "" {
+		return "Pod " + pod.String()
+	}
+	return "sandbox " + id
+}
+
+// holderName is what people call the owner of an address.
+func (c *claims) holderName(owner ipam.Owner) string {
+	if namespace, name, ok := ipam.ParseClaimOwner(owner); ok {
+		return "IPAMClaim " + namespace + "/" + name
+	}
+	if namespace, name, ok := ipam.ParseNICOwner(owner); ok {
+		return "NICIdentity " + namespace + "/" + name
+	}
+	id, ifName, _ := strings.Cut(string(owner), "/") // as ipam.AttachmentOwner joins them
+	return c.nameOf(id) + " on " + ifName
 }
 
 // set replaces what a sandbox claims by what its record says; nil: nothing.
@@ -60,8 +92,10 @@ func (c *claims) set(id string, box *record.Sandbox) {
 	defer c.mu.Unlock()
 	if box == nil || len(box.Attachments) == 0 {
 		delete(c.sandboxes, id)
+		delete(c.pods, id)
 		return
 	}
+	c.pods[id] = box.Pod
 	mine := claim{macs: map[macKey]netstate.IfName{}}
 	for _, a := range box.Attachments {
 		for _, l := range a.Plan.Host.Links {

@@ -191,7 +191,7 @@ func (c call) failed(err error, stdout []byte, stderr *tail) error {
 		if own.Details != "" {
 			words += ": " + own.Details
 		}
-		return c.hint("correct the network's config if the text names it, or see that plugin's documentation", &PluginError{Kind: ErrPluginFailed, Text: words, Own: &own})
+		return c.hint(c.remedy(words), &PluginError{Kind: ErrPluginFailed, Text: words, Own: &own})
 	}
 	if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
 		return c.hint("report it to that plugin's authors", &PluginError{Kind: ErrPluginFailed, Text: "it crashed: " + status.Signal().String() + stderr.said()})
@@ -201,6 +201,25 @@ func (c call) failed(err error, stdout []byte, stderr *tail) error {
 		said = ": it printed " + excerpt(stdout)
 	}
 	return c.hint("see that plugin's documentation", &PluginError{Kind: ErrPluginFailed, Text: fmt.Sprintf("status %d and no CNI error%s", exit.ExitCode(), said)})
+}
+
+// features are the kernel's names for what the reference plugins make
+// (drivers/net/Kconfig, net/8021q/Kconfig, net/sched/Kconfig).
+var features = map[string]string{
+	"ipvlan": "CONFIG_IPVLAN", "vlan": "CONFIG_VLAN_8021Q", "macvlan": "CONFIG_MACVLAN", "vrf": "CONFIG_NET_VRF",
+	"dummy": "CONFIG_DUMMY", "bridge": "CONFIG_BRIDGE", "ptp": "CONFIG_VETH", "bandwidth": "CONFIG_IFB and CONFIG_NET_SCH_TBF",
+}
+
+// remedy is what to do about a plugin's own error. Plugins pass the kernel's
+// EOPNOTSUPP on as text, and name no feature.
+func (c call) remedy(words string) string {
+	if strings.Contains(words, syscall.EOPNOTSUPP.Error()) {
+		if feature, known := features[c.plugin]; known {
+			return "this kernel lacks " + feature + ": load its module, or use a kernel that has it"
+		}
+		return "this kernel lacks what the plugin needs: see that plugin's documentation"
+	}
+	return "correct the network's config if the text names it, or see that plugin's documentation"
 }
 
 // result reads what the plugin printed on ADD, in whichever version it speaks,

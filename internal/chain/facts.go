@@ -138,6 +138,9 @@ func (l *look) names(facts *kind.Facts, side netstate.Side, made []netstate.Link
 	}
 	names := []netstate.IfName{}
 	for _, link := range links {
+		if side == netstate.Host && link.Master != 0 {
+			continue // a bridge's port, such as each Pod's: nothing else can stand on it
+		}
 		names = append(names, link.Name)
 	}
 	if side == netstate.Pod {

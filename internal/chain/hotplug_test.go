@@ -221,12 +221,12 @@ func TestRefusals(t *testing.T) {
 		name, annotation string
 		want             []string
 	}{
-		{"address in use", `[{"name":"plain","ips":["10.22.0.50"]}]`, []string{`networks[0].ips[0] "10.22.0.50": is in use`, `held by holder/net1`}},
+		{"address in use", `[{"name":"plain","ips":["10.22.0.50"]}]`, []string{`networks[0].ips[0] "10.22.0.50": is in use`, `held by Pod demo/pod-holder on net1`}},
 		{"address outside the range", `[{"name":"plain","ips":["10.23.0.50"]}]`, []string{`networks[0].ips[0] "10.23.0.50": is out of range`, "choose an address of"}},
 		{"address excluded", `[{"name":"small","ips":["10.30.0.2"]}]`, []string{`networks[0].ips[0] "10.30.0.2": is excluded by`}},
 		{"range exhausted", `small,small,small`, []string{`network demo/small: spec.config.ipam`, "are held"}},
 		{"no such master", "nomaster", []string{`network demo/nomaster: spec.config.master "eth7": there is no such link on this machine`, "uplink"}},
-		{"MAC of another Pod", `[{"name":"plain","mac":"02:00:00:00:00:05"}]`, []string{`networks[0].mac "02:00:00:00:00:05": is already the MAC of interface net1 of sandbox holder (Pod demo/pod-holder) on network demo/plain`}},
+		{"MAC of another Pod", `[{"name":"plain","mac":"02:00:00:00:00:05"}]`, []string{`networks[0].mac "02:00:00:00:00:05": is already the MAC of interface net1 of Pod demo/pod-holder on network demo/plain`}},
 		{"ips a plugin ignores", `[{"name":"strict","ips":["10.9.0.7"]}]`, []string{`networks[0].ips[0] "10.9.0.7": network demo/strict gave another address`}},
 		{"interface twice", "plain@x0,plain@x0", []string{`networks[1].interface "x0"`}},
 		{"interface too long", "plain@sixteen-bytes-xx", []string{`is longer than the 15 bytes`}},

@@ -106,7 +106,7 @@ func (c *claims) otherUser(owner ipam.Owner, id string) string {
 func (t *attaching) refuseShared(w *attachment) error {
 	where := ""
 	if other := t.claims.otherUser(w.owner, t.box.ID); other != "" {
-		where = "sandbox " + t.describe(other)
+		where = t.claims.nameOf(other)
 	}
 	for _, a := range t.box.Attachments {
 		if a != w.rec && slices.ContainsFunc(a.Leases, func(l record.Lease) bool { return l.Owner == string(w.owner) }) {

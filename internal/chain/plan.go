@@ -24,7 +24,7 @@ func (t *attaching) refuseMACs() error {
 		if other, ifName, held := t.claims.macHolder(t.box.ID, w.Network, w.Selection.MAC); held {
 			errs = append(errs, &hint.Error{
 				Field: w.Selection.Field + ".mac", Value: w.Selection.MAC,
-				Problem: fmt.Sprintf("is already the MAC of interface %s of sandbox %s on network %s", ifName, t.describe(other), w.Network),
+				Problem: fmt.Sprintf("is already the MAC of interface %s of %s on network %s", ifName, t.claims.nameOf(other), w.Network),
 				Remedy:  "give each interface of a network a MAC of its own, or none",
 			})
 		}
@@ -52,15 +52,6 @@ func (t *attaching) findPlugins() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// describe names a sandbox by its Pod, if the record tells.
-func (t *attaching) describe(id string) string {
-	box, err := t.Records.Load(id)
-	if err != nil || box.Pod.Name == "" {
-		return id
-	}
-	return fmt.Sprintf("%s (Pod %s)", id, box.Pod)
 }
 
 // allocateAll takes the addresses of every native attachment, all or none: what
@@ -106,6 +97,9 @@ func (t *attaching) allocate(ctx context.Context, w *attachment) error {
 		return fmt.Errorf("list addresses of %s: %w", w.owner, err)
 	}
 	got, err := t.alloc.Allocate(ctx, config, w.owner)
+	if taken, ok := errors.AsType[*ipam.TakenError](err); ok {
+		taken.HolderName = t.claims.holderName(taken.Holder)
+	}
 	if err != nil {
 		return err
 	}
@@ -134,6 +128,11 @@ func (t *attaching) allocate(ctx context.Context, w *attachment) error {
 func (t *attaching) planAndClaim() error {
 	t.claims.kernel.Lock()
 	defer t.claims.kernel.Unlock()
+	// Here and not earlier: of two that ask for one MAC at once, one must see
+	// the other's claim.
+	if err := t.refuseMACs(); err != nil {
+		return err
+	}
 	if err := t.planAll(); err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@
 package ipam
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -125,10 +126,14 @@ var (
 type TakenError struct {
 	Addr   netip.Addr
 	Holder Owner
+	// HolderName is what people call the holder, if the caller knows; else empty.
+	HolderName string
 }
 
 // Error names address and holder.
-func (e *TakenError) Error() string { return fmt.Sprintf("%s is held by %s", e.Addr, e.Holder) }
+func (e *TakenError) Error() string {
+	return fmt.Sprintf("%s is held by %s", e.Addr, cmp.Or(e.HolderName, string(e.Holder)))
+}
 
 // Is makes errors.Is(err, ErrTaken) true.
 func (e *TakenError) Is(target error) bool { return target == ErrTaken }
