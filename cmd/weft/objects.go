@@ -116,8 +116,8 @@ func (a *app) deleteObjects(ctx context.Context, client *local.Client, objects [
 	return errors.Join(errs...)
 }
 
-// waitGone waits for an object and for what it owns: a VM is gone when its
-// launcher Pod is.
+// waitGone waits for an object and for what goes with it: a VM is gone when its
+// instance is, and a namespace when all in it is.
 func waitGone(ctx context.Context, client *local.Client, obj *store.Object) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
@@ -151,7 +151,11 @@ func stillThere(ctx context.Context, client *local.Client, obj *store.Object) (*
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return nil, err
 	}
-	if obj.GroupVersionKind() != local.VM {
+	switch obj.GroupVersionKind() {
+	case local.Namespace:
+		return anyIn(ctx, client, obj.GetName())
+	case local.VM:
+	default:
 		return nil, nil
 	}
 	vmi := &store.Object{Object: map[string]any{}}
@@ -159,6 +163,23 @@ func stillThere(ctx context.Context, client *local.Client, obj *store.Object) (*
 	vmi.SetNamespace(obj.GetNamespace())
 	vmi.SetName(obj.GetName())
 	return stillThere(ctx, client, vmi)
+}
+
+// anyIn gives an object of the namespace that is not gone yet.
+func anyIn(ctx context.Context, client *local.Client, namespace string) (*store.Object, error) {
+	for _, kind := range local.Kinds {
+		if !kind.Namespaced {
+			continue
+		}
+		reply, err := client.List(ctx, kind.GVK, store.Key{Namespace: namespace})
+		if err != nil {
+			return nil, err
+		}
+		if len(reply.Items) > 0 {
+			return reply.Items[0], nil
+		}
+	}
+	return nil, nil
 }
 
 func (a *app) downCommand() *cobra.Command {

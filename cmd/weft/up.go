@@ -53,6 +53,10 @@ func (a *app) up(ctx context.Context, files []string, timeout time.Duration) err
 	if err != nil {
 		return errors.Join(readErr, err)
 	}
+	waiter := newWaiter(client, a.errOut, objects, len(files) == 0)
+	if err := waiter.before(ctx); err != nil {
+		return errors.Join(readErr, err)
+	}
 	errs := []error{readErr}
 	if len(objects) > 0 {
 		results, err := client.Apply(ctx, objects)
@@ -63,7 +67,6 @@ func (a *app) up(ctx context.Context, files []string, timeout time.Duration) err
 	}
 	waited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	waiter := newWaiter(client, a.errOut, objects, len(files) == 0)
 	errs = append(errs, waiter.wait(waited, timeout))
 	errs = append(errs, a.printNICTable(ctx, client, "", store.Key{}))
 	return errors.Join(errs...)
@@ -73,11 +76,23 @@ func (a *app) up(ctx context.Context, files []string, timeout time.Duration) err
 func (a *app) printResults(results []local.Result) error {
 	var errs []error
 	for _, r := range results {
+		for _, warning := range r.Warnings {
+			fmt.Fprintf(a.errOut, "warning: %s %s: %s\n", strings.ToLower(r.Kind), r.Key, warning) // nowhere left to report to
+		}
 		if r.Error != "" {
-			errs = append(errs, fmt.Errorf("%s %s: %s", strings.ToLower(r.Kind), r.Key, r.Error))
+			errs = append(errs, eachLine(strings.ToLower(r.Kind)+" "+r.Key.String()+": ", r.Error))
 			continue
 		}
 		a.printf("%s %s %s\n", strings.ToLower(r.Kind), r.Key, r.Action)
+	}
+	return errors.Join(errs...)
+}
+
+// eachLine makes an error of every line of text: each tells a problem of its own.
+func eachLine(prefix, text string) error {
+	var errs []error
+	for line := range strings.SplitSeq(text, "\n") {
+		errs = append(errs, errors.New(prefix+line))
 	}
 	return errors.Join(errs...)
 }

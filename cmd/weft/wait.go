@@ -22,10 +22,27 @@ type waiter struct {
 	out    io.Writer
 	only   map[string]bool // kind/namespace/name; nil: everything
 	last   string
+	// failing are the failures that stand, by object name.
+	failing map[string]failure
 }
 
+// failure is one that the agent goes on trying to get over by itself.
+type failure struct {
+	why string
+	// counts is from when on it is told as final.
+	counts time.Time
+}
+
+// A failure counts once it has stood for some tries: what it collided with may
+// just be going away. One that stood before this call, which may have brought
+// what was missing, has to stand for longer than the agent waits between tries.
+const (
+	settleAfter = time.Second
+	retryAfter  = 12 * time.Second
+)
+
 func newWaiter(client *local.Client, out io.Writer, applied []*store.Object, everything bool) *waiter {
-	w := &waiter{client: client, out: out}
+	w := &waiter{client: client, out: out, failing: map[string]failure{}}
 	if everything {
 		return w
 	}
@@ -34,6 +51,36 @@ func newWaiter(client *local.Client, out io.Writer, applied []*store.Object, eve
 		w.only[obj.GetKind()+"/"+store.KeyOf(obj).String()] = true
 	}
 	return w
+}
+
+// before notes what has failed already. Call it before anything is applied.
+func (w *waiter) before(ctx context.Context) error {
+	states, err := w.look(ctx)
+	if err != nil {
+		return err
+	}
+	w.note(states, retryAfter)
+	return nil
+}
+
+// note keeps failing up with states; new failures count after delay.
+func (w *waiter) note(states []readiness, delay time.Duration) {
+	for _, s := range states {
+		switch known, found := w.failing[s.name]; {
+		case !s.failed:
+			delete(w.failing, s.name)
+		case !found || known.why != s.why:
+			w.failing[s.name] = failure{why: s.why, counts: time.Now().Add(delay)}
+		}
+	}
+}
+
+// settled says whether nothing will change any more by itself.
+func (w *waiter) settled(states []readiness) bool {
+	w.note(states, settleAfter)
+	return !slices.ContainsFunc(states, func(r readiness) bool {
+		return !r.ready && (!r.failed || time.Now().Before(w.failing[r.name].counts))
+	})
 }
 
 // state of one object: pending with a reason, ready, or failed.
@@ -56,7 +103,7 @@ func (w *waiter) wait(ctx context.Context, timeout time.Duration) error {
 		if err == nil {
 			states = now
 			w.progress(states)
-			if !slices.ContainsFunc(states, func(r readiness) bool { return !r.ready && !r.failed }) {
+			if w.settled(states) {
 				return notReady(states, "failed")
 			}
 		}
@@ -75,7 +122,7 @@ func notReady(states []readiness, verdict string) error {
 	var errs []error
 	for _, s := range states {
 		if !s.ready {
-			errs = append(errs, fmt.Errorf("%s %s: %s", s.name, verdict, s.why))
+			errs = append(errs, eachLine(s.name+" "+verdict+": ", s.why))
 		}
 	}
 	return errors.Join(errs...)
@@ -151,10 +198,8 @@ func judgeVMI(obj *store.Object) readiness {
 	case "Failed", "Succeeded":
 		return readiness{failed: true, why: "phase " + phase + ": " + conditionMessage(obj, "Ready")}
 	}
-	if _, message := local.Condition(obj, "Ready"); message != "" {
-		r.why = message
-	}
-	r.ready = false
+	r = judgeCondition(obj, "Ready")
+	r.ready = false // not before it runs
 	return r
 }
 

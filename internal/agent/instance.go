@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/weftnet/weft/api/kubevirt"
+	"github.com/weftnet/weft/api/netattach"
 	"github.com/weftnet/weft/internal/launcher"
 	"github.com/weftnet/weft/internal/qemu"
 	"github.com/weftnet/weft/internal/record"
@@ -216,10 +218,16 @@ func messagesOf(obj *store.Object) []string {
 }
 
 func (n *Node) podJourney(journey status.Journey, pod *store.Object) (status.Journey, error) {
-	journey.NetNS = n.cfg.NetNS(journey.Namespace, journey.Name)
+	if path := n.cfg.NetNS(journey.Namespace, journey.Name); isNS(path) {
+		journey.NetNS = path
+	}
 	sandbox, err := n.sandbox(pod)
-	if err != nil || sandbox == nil {
+	if err != nil {
 		return journey, err
+	}
+	if sandbox == nil {
+		journey.NICs = podRequests(pod)
+		return journey, nil
 	}
 	for _, a := range sandbox.Attachments {
 		fact, err := podFact(a)
@@ -236,6 +244,21 @@ func (n *Node) podJourney(journey status.Journey, pod *store.Object) (status.Jou
 		journey.NICs = append(journey.NICs, nic)
 	}
 	return journey, nil
+}
+
+// podRequests are the NICs of a Pod that has none yet; why stands in its
+// conditions.
+func podRequests(pod *store.Object) []status.NIC {
+	request := func(link, source string, primary bool) status.NIC {
+		return status.NIC{Stage: status.Requested, Request: status.Request{Network: link, Source: source, PodLink: link, Primary: primary}}
+	}
+	nics := []status.NIC{request("eth0", "default network", true)}
+	// Annotations that cannot be read were refused when they were applied.
+	selections, _ := netattach.ParseNetworks(pod.GetAnnotations()[netattach.NetworksAnnotation], pod.GetNamespace())
+	for i, s := range selections {
+		nics = append(nics, request(cmp.Or(s.Interface, fmt.Sprintf("net%d", i+1)), s.FullName(), false))
+	}
+	return nics
 }
 
 // sandbox gives the record of a Pod's sandbox, or nil if there is none.

@@ -67,6 +67,10 @@ func (n *Node) reconcilePod(ctx context.Context, key store.Key) (time.Duration, 
 // attach makes the namespace and everything in it that the Pod asks for.
 func (n *Node) attach(ctx context.Context, pod *store.Object) (*record.Sandbox, error) {
 	netns, id := n.cfg.NetNS(pod.GetNamespace(), pod.GetName()), n.cfg.SandboxID(string(pod.GetUID()))
+	owners, err := n.addressOwners(ctx, pod)
+	if err != nil {
+		return nil, err
+	}
 	if !isNS(netns) {
 		// What the record says of another namespace of that name is gone with it.
 		if err := n.cfg.Engine.Del(ctx, id); err != nil {
@@ -76,15 +80,20 @@ func (n *Node) attach(ctx context.Context, pod *store.Object) (*record.Sandbox, 
 			return nil, err
 		}
 	}
-	owners, err := n.addressOwners(ctx, pod)
-	if err != nil {
-		return nil, err
-	}
-	return n.cfg.Engine.Add(ctx, chain.Request{
+	sandbox, err := n.cfg.Engine.Add(ctx, chain.Request{
 		ID: id, NetNS: netns, Annotations: pod.GetAnnotations(), DefaultNamespace: pod.GetNamespace(),
 		Pod:     record.Pod{Namespace: pod.GetNamespace(), Name: pod.GetName(), UID: string(pod.GetUID())},
 		Durable: pod.GetAnnotations()[kubevirt.DomainAnnotation] != "", Owners: owners,
 	})
+	if err == nil {
+		return sandbox, nil
+	}
+	// The namespace of what was rolled back is empty: no half of a Pod stays.
+	// With a record left, it is still needed to finish the roll-back.
+	if _, loadErr := n.cfg.Engine.Get(id); errors.Is(loadErr, record.ErrNotFound) {
+		err = errors.Join(err, linux.DeleteNS(netns))
+	}
+	return nil, err
 }
 
 // isNS says whether a namespace stands at path.

@@ -54,7 +54,8 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.Err }
 
 // At returns err with prefix put before the field of every hint it consists
-// of, so that a parser deep inside a document need not know where it stands.
+// of, so that a parser deep inside a document need not know where it stands. A
+// prefix that ends in ": " is no part of the path, such as a file's name.
 // Errors that are no hints come back unchanged.
 func At(prefix string, err error) error {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
@@ -72,8 +73,8 @@ func At(prefix string, err error) error {
 	moved := *h
 	switch {
 	case moved.Field == "":
-		moved.Field = prefix
-	case strings.HasPrefix(moved.Field, "["):
+		moved.Field = strings.TrimSuffix(prefix, ": ")
+	case strings.HasPrefix(moved.Field, "["), strings.HasSuffix(prefix, ": "):
 		moved.Field = prefix + moved.Field
 	default:
 		moved.Field = prefix + "." + moved.Field

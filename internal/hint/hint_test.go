@@ -45,4 +45,12 @@ func TestAt(t *testing.T) {
 	if !errors.Is(err, fs.ErrExist) || !errors.Is(err, plain) {
 		t.Error("At lost a cause")
 	}
+	file := At("pod.yaml, document 2: ", errors.Join(
+		&Error{Field: "kind", Problem: "is missing", Remedy: "set it"},
+		&Error{Field: "[0]", Problem: "is missing", Remedy: "set it"},
+		&Error{Problem: "is empty", Remedy: "fill it"}))
+	want = "pod.yaml, document 2: kind: is missing; set it\npod.yaml, document 2: [0]: is missing; set it\npod.yaml, document 2: is empty; fill it"
+	if got := file.Error(); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
 }

@@ -41,20 +41,24 @@ type Result struct {
 	Action Action
 	// Error is the whole text, empty if the object was taken.
 	Error string `json:",omitempty"`
+	// Warnings tell what of the object has no effect.
+	Warnings []string `json:",omitempty"`
 }
 
 // Applier brings manifests into a store.
 type Applier struct {
 	Store store.Store
 	// Validate holds an object against its kind's rules before it is stored.
-	Validate func(obj *store.Object) error
+	Validate func(obj *store.Object) (warnings []string, err error)
 }
 
 // Apply stores one object: creates it, or changes what its manifest changed.
 func (a *Applier) Apply(ctx context.Context, obj *store.Object) Result {
 	result := Result{Kind: obj.GetKind(), Key: store.KeyOf(obj)}
-	action, err := a.apply(ctx, obj)
-	result.Action = action
+	var err error
+	if result.Warnings, err = a.Validate(obj); err == nil {
+		result.Action, err = a.apply(ctx, obj)
+	}
 	if err != nil {
 		result.Action = Refused
 		result.Error = err.Error()
@@ -63,9 +67,6 @@ func (a *Applier) Apply(ctx context.Context, obj *store.Object) Result {
 }
 
 func (a *Applier) apply(ctx context.Context, obj *store.Object) (Action, error) {
-	if err := a.Validate(obj); err != nil {
-		return Refused, err
-	}
 	manifest, err := asJSON(obj)
 	if err != nil {
 		return Refused, err

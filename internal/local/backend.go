@@ -21,28 +21,36 @@ import (
 )
 
 // validate holds a manifest against the rules of its kind.
-func validate(obj *store.Object) error {
+func validate(obj *store.Object) (warnings []string, err error) {
 	switch obj.GroupVersionKind() {
 	case NAD:
 		nad, err := netattach.FromObject(obj.Object)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		_, err = netattach.ParseConfig([]byte(nad.Config), nad.Name)
-		return err
+		return nil, err
 	case Pod:
 		_, err := netattach.ParseNetworks(obj.GetAnnotations()[netattach.NetworksAnnotation], obj.GetNamespace())
 		_, defaultErr := netattach.ParseDefaultNetwork(obj.GetAnnotations()[netattach.DefaultNetworkAnnotation], obj.GetNamespace())
-		return errors.Join(err, defaultErr)
+		return nil, errors.Join(err, defaultErr)
 	case VMI:
-		_, _, err := kubevirt.FromVMI(obj)
-		return err
+		_, found, err := kubevirt.FromVMI(obj)
+		return texts(found), err
 	case VM:
-		_, _, err := kubevirt.FromVM(obj)
-		return err
+		_, found, err := kubevirt.FromVM(obj)
+		return texts(found), err
 	default:
-		return nil
+		return nil, nil
 	}
+}
+
+func texts(warnings []kubevirt.Warning) []string {
+	var out []string
+	for _, w := range warnings {
+		out = append(out, w.String())
+	}
+	return out
 }
 
 // backend answers what the socket API asks beside objects.

@@ -40,7 +40,7 @@ func ReadManifest(name string, r io.Reader, defaultNamespace string) ([]*store.O
 		}
 		found, err := readDocument(doc, defaultNamespace)
 		if err != nil {
-			errs = append(errs, hint.At(fmt.Sprintf("%s document %d", name, i), err))
+			errs = append(errs, hint.At(fmt.Sprintf("%s, document %d: ", name, i), err))
 		}
 		objects = append(objects, found...)
 	}
@@ -140,7 +140,13 @@ func unknownKind(gvk schema.GroupVersionKind) error {
 		if k.ByUser {
 			names = append(names, k.GVK.GroupVersion().String()+" "+k.GVK.Kind)
 		}
-		if k.GVK.Kind == gvk.Kind && gvk.Kind != "" {
+		switch {
+		case k.GVK.Kind != gvk.Kind || gvk.Kind == "":
+		case !k.ByUser:
+			return &hint.Error{Field: "kind", Value: gvk.Kind, Problem: "weft writes this kind itself", Remedy: "leave the document out; weft get " + k.Names[0] + " shows what there is"}
+		case gvk.GroupVersion().Empty():
+			return &hint.Error{Field: "apiVersion", Problem: "is missing", Remedy: "write " + k.GVK.GroupVersion().String()}
+		default:
 			return &hint.Error{Field: "apiVersion", Value: gvk.GroupVersion().String(), Problem: gvk.Kind + " has another apiVersion", Remedy: "write " + k.GVK.GroupVersion().String()}
 		}
 	}
