@@ -1,0 +1,223 @@
+// Package cli_test tries the command line as people use it: the built programs on a
+// machine of their own (test/machine), with good input and bad.
+package cli_test
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/weftnet/weft/test/machine"
+)
+
+var update = flag.Bool("update", false, "write the expected errors anew")
+
+func TestMain(m *testing.M) { machine.Main(m) }
+
+// TestBadInput brings up the files of testdata/bad, each in a namespace of its
+// own. A file begins with what weft has to say to it, one "# weft: ..." per
+// error. Beside that, for each of them:
+//
+//   - the exit code is not 0;
+//   - what is called good comes up, and a Pod that does not has no namespace,
+//     link or record, so no address: NAME.after.yaml, if there is one, comes up
+//     and needs what they would have had;
+//   - nothing is left once the namespace is deleted.
+//
+// NAME.before.yaml comes up first: what the case collides with.
+func TestBadInput(t *testing.T) {
+	files, err := filepath.Glob("testdata/bad/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no cases", err)
+	}
+	m := machine.New(t)
+	m.StartAgent("--cni-bin-dirs", plugins(t)+":/usr/lib/cni")
+	before := standing(t, m)
+	for _, file := range files {
+		name := strings.TrimSuffix(filepath.Base(file), ".yaml")
+		if strings.Contains(name, ".") {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			if name == "kernel-feature" {
+				needMissing(t, m)
+			}
+			badCase(t, m, name, file)
+			m.MustWeft("delete", "namespace", name)
+			if diff := cmp.Diff(before, standing(t, m)); diff != "" {
+				t.Errorf("left behind (-before +after):\n%s", diff)
+			}
+		})
+	}
+}
+
+func badCase(t *testing.T, m *machine.Machine, name, file string) {
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	accompany(t, m, name, file, ".before.yaml")
+	stdout, stderr, code := m.Run("", "up", "--timeout", "1m", "-n", name, "-f", file)
+	if code != 1 {
+		t.Errorf("exit code %d, want 1\n%s%s", code, stdout, stderr)
+	}
+	got := complaints(m, stderr)
+	heading, want, rest := expected(string(content))
+	if *update {
+		want = got
+		text := heading + strings.Join(got, "")
+		if err := os.WriteFile(file, []byte(text+rest), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("weft says something else (-want +got):\n%s", diff)
+	}
+	if strings.Contains(stderr, "not ready after") {
+		t.Errorf("weft waits where it could know:\n%s", stderr)
+	}
+	checkPods(t, m, name)
+	accompany(t, m, name, file, ".after.yaml")
+}
+
+// needMissing skips a test of what weft says when kernel features are missing,
+// on a machine that has one of them.
+func needMissing(t *testing.T, m *machine.Machine) {
+	t.Helper()
+	for _, link := range []string{"type ipvlan", "type vlan id 7", "type bridge vlan_filtering 1"} {
+		lower := []string{"link", "eth1"}
+		if strings.Contains(link, "bridge") {
+			lower = nil
+		}
+		args := slices.Concat([]string{"ip", "link", "add", "probe0"}, lower, strings.Fields(link))
+		if _, err := m.On("node", args...); err != nil {
+			continue
+		}
+		if out, err := m.On("node", "ip", "link", "del", "probe0"); err != nil {
+			t.Fatalf("remove probe: %v\n%s", err, out)
+		}
+		t.Skipf("this kernel has links of %s: what is said without them cannot be seen here", link)
+	}
+}
+
+// accompany brings up the file beside the case, if there is one.
+func accompany(t *testing.T, m *machine.Machine, name, file, suffix string) {
+	t.Helper()
+	beside := strings.TrimSuffix(file, ".yaml") + suffix
+	if _, err := os.Stat(beside); err != nil {
+		return
+	}
+	if stdout, stderr, code := m.Run("", "up", "--timeout", "1m", "-n", name, "-f", beside); code != 0 {
+		t.Errorf("%s: exit code %d\n%s%s", beside, code, stdout, stderr)
+	}
+}
+
+// checkPods: what is called good is there, and only what is ready has anything.
+func checkPods(t *testing.T, m *machine.Machine, name string) {
+	t.Helper()
+	ready := 0
+	for line := range strings.Lines(m.MustWeft("get", "pod", "-n", name)) {
+		fields := strings.Fields(line)
+		switch {
+		case len(fields) > 3 && fields[3] == "ready":
+			ready++
+		case len(fields) > 1 && strings.HasPrefix(fields[1], "good"):
+			t.Errorf("a good Pod is not ready: %s", line)
+		}
+	}
+	if ready == 0 {
+		t.Error("no Pod is ready, and the case has a good one")
+	}
+	// The agent goes on trying what has failed, so this is true between two tries.
+	m.Eventually("what failed has nothing", func() (string, error) {
+		namespaces := files(t, "/run/netns", m.Tag()+"_"+name+"_")
+		recorded := records(t, m)
+		if len(namespaces) != ready || len(recorded) != ready {
+			return "", fmt.Errorf("%d Pods are ready, namespaces are %v, records %v", ready, namespaces, recorded)
+		}
+		return "", nil
+	})
+}
+
+// expected takes a case apart: its heading, the errors to come, the objects.
+func expected(content string) (heading string, want []string, rest string) {
+	heading, rest, _ = strings.Cut(content, "\n")
+	for strings.HasPrefix(rest, "# weft: ") {
+		line, after, _ := strings.Cut(rest, "\n")
+		want, rest = append(want, line+"\n"), after
+	}
+	return heading + "\n", want, rest
+}
+
+// differs matches what is another on every machine or in every run: MACs, link
+// groups, the CNI plugins that are installed.
+var differs = regexp.MustCompile(`address [0-9a-f]{2}(:[0-9a-f]{2}){5} group \d+|no such file in .*`)
+
+// complaints gives the errors among what weft printed, as comments.
+func complaints(m *machine.Machine, stderr string) []string {
+	var lines []string
+	for line := range strings.Lines(stderr) {
+		if strings.HasPrefix(line, "weft: ") {
+			line = differs.ReplaceAllString(line, "(...)")
+			lines = append(lines, "# "+strings.NewReplacer(m.Root, "ROOT", m.Tag(), "TAG").Replace(line))
+		}
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+// standing lists what weft has made on the machine.
+func standing(t *testing.T, m *machine.Machine) []string {
+	return slices.Concat(m.Leftovers(), records(t, m))
+}
+
+// records lists the files of what is attached.
+func records(t *testing.T, m *machine.Machine) []string {
+	t.Helper()
+	return slices.DeleteFunc(files(t, filepath.Join(m.Root, "attachments"), ""), func(name string) bool {
+		return filepath.Ext(name) != ".json"
+	})
+}
+
+// files lists the regular files of a directory, a namespace being one.
+func files(t *testing.T, dir, prefix string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, entry := range entries {
+		if strings.HasPrefix(entry.Name(), prefix) && !entry.IsDir() {
+			names = append(names, entry.Name())
+		}
+	}
+	return names
+}
+
+// plugins makes a directory of CNI plugins that do what plugins do when they
+// are bad.
+func plugins(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, body := range map[string]string{
+		"crash":   "kill -SEGV $$",
+		"garbage": "echo '<html>moved</html>'",
+		"refuse":  `echo '{"cniVersion":"1.0.0","code":7,"msg":"no uplink","details":"plug it in"}'; exit 1`,
+		"hang":    "sleep 1000",
+	} {
+		// It takes part in ADD only: what DEL finds is nothing.
+		text := fmt.Sprintf("#!/bin/sh\n[ \"$CNI_COMMAND\" = ADD ] || exit 0\n%s\n", body)
+		if err := os.WriteFile(filepath.Join(dir, "weft-test-"+name), []byte(text), 0o700); err != nil { //nolint:gosec // it is a program
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
