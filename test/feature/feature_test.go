@@ -228,6 +228,7 @@ func tryRestart(t *testing.T, l lab) {
 	pci := l.guest("ls /sys/bus/pci/devices")
 	console := l.Background("the guest's end", "logs", "-f", "full")
 	console.Wait("ready from-seed")
+	l.MustWeft("delete", "pod", "peer") // a lower address on blue is free now, and is not taken
 	l.MustWeft("vm", "restart", "full")
 	console.Wait("power button") // a clean shutdown, not a pulled plug
 	l.awaitGuest()
