@@ -1,8 +1,13 @@
 // Package bench holds weft's native network kinds against the reference CNI
 // plugins: the same config given to both must make the same links, addresses,
-// routes and CNI result (TestSameAsReference). `make bench` prints how much faster
-// weft is and which of the promised factors it meets (BenchmarkTable); TestBars
-// fails only on a regression far beyond them.
+// routes and CNI result (TestSameAsReference). Bare netlink, which makes the same
+// again (TestFloor), is the floor.
+//
+// `make bench` prints figures and which promises they meet: attach and detach
+// (BenchmarkTable), attach as Pods grow in number (BenchmarkGrowth), and, of a
+// machine with the real programs on it, time and memory for many Pods and VMs
+// (BenchmarkPods, BenchmarkVMs). Tests fail only on a regression far beyond a
+// promise, because other work on the machine disturbs even ratios.
 //
 // The reference plugins are built by `go install` at one pinned version, with
 // the dependencies they pin themselves, and kept in the cache directory; they

@@ -109,7 +109,12 @@ func ways(tb testing.TB, kind string) map[string]way {
 	out["weft"] = weft
 
 	w = newWorld(tb)
-	out["netlink"] = newBareWay(tb, kind, w.host, w.pod(tb))
+	var bridges []string
+	for i := range most {
+		bridges = append(bridges, fmt.Sprintf("br%d", i))
+		run(tb, w.host, "ip", "link", "add", bridges[i], "up", "type", "bridge")
+	}
+	out["netlink"] = newBareWay(tb, kind, w.host, w.pod(tb), bridges)
 	return out
 }
 
@@ -193,7 +198,7 @@ type bareWay struct {
 	groupOfLinks uint32
 }
 
-func newBareWay(tb testing.TB, kind string, host, pod *linux.NS) *bareWay {
+func newBareWay(tb testing.TB, kind string, host, pod *linux.NS, bridges []string) *bareWay {
 	tb.Helper()
 	w := &bareWay{kind: kind, hostNS: host, podNS: pod, hostEnd: "vethbare0000", groupOfLinks: 4242}
 	for ns, handle := range map[*linux.NS]**netlink.Handle{host: &w.host, pod: &w.pod} {
@@ -208,9 +213,7 @@ func newBareWay(tb testing.TB, kind string, host, pod *linux.NS) *bareWay {
 		tb.Cleanup((*handle).Close)
 	}
 	w.uplink = index(tb, w.host, "eth0")
-	for i := range most {
-		name := fmt.Sprintf("br%d", i)
-		run(tb, host, "ip", "link", "add", name, "up", "type", "bridge")
+	for _, name := range bridges {
 		w.bridges = append(w.bridges, index(tb, w.host, name))
 	}
 	return w

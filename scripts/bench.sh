@@ -4,9 +4,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-echo "== Go benchmarks"
+echo "== Go benchmarks (BenchmarkRoundTrip has the DHCP reply beside an echo of the same frame)"
 go test -run '^$' -bench . -benchmem ./... | grep -E '^(Benchmark|ok|FAIL|---|panic)' | grep -v 'no test files' || exit 1
 echo
-echo "== against the reference plugins"
+echo "== against the reference plugins and bare netlink; Pods and VMs on a machine"
 cd bench
-exec go test -count=1 -run '^$' -bench . -timeout 30m ./...
+WEFT_VM=1 exec go test -count=1 -run '^$' -bench . -timeout 40m ./...

@@ -43,6 +43,7 @@ type machine struct {
 	netns    string
 	inst     *kubevirt.Instance
 	plan     vmnet.Plan
+	wiring   time.Duration // what the Pod's side took, servers included
 	log      *slog.Logger
 	changed  func() // called after facts have changed
 	servers  map[string]*dhcp.Server

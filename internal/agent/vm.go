@@ -68,6 +68,7 @@ func (n *Node) bringUp(ctx context.Context, pod, vmi *store.Object, sandbox *rec
 		m.follow(inst, vmi.GetGeneration())
 		return m, "", nil
 	}
+	begun := n.cfg.Now()
 	plan, err := n.planNetwork(pod, inst, sandbox)
 	if err != nil {
 		return nil, "WiringFailed", err
@@ -95,6 +96,7 @@ func (n *Node) bringUp(ctx context.Context, pod, vmi *store.Object, sandbox *rec
 		m.close()
 		return nil, "ServingFailed", err
 	}
+	m.wiring = n.cfg.Now().Sub(begun)
 	if err := n.startOrAdopt(ctx, m, string(vmi.GetUID())); err != nil {
 		m.close()
 		return nil, "StartFailed", err
@@ -231,7 +233,7 @@ func (n *Node) startMachine(ctx context.Context, m *machine, uid string) error {
 	if err != nil {
 		return errors.Join(err, launcher.Forget(m.dir))
 	}
-	n.cfg.Log.Info("machine started", "vmi", inst.Namespace+"/"+inst.Name, "pid", process.PID)
+	n.cfg.Log.Info("machine started", "vmi", inst.Namespace+"/"+inst.Name, "pid", process.PID, "wiring", m.wiring)
 	m.begin(process)
 	return nil
 }
