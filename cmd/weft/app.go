@@ -50,6 +50,15 @@ func (a *app) command() *cobra.Command {
 	return root
 }
 
+// group is a command that is nothing by itself; cobra would take a subcommand
+// it does not know for a question about the group.
+func group(use, short string) *cobra.Command {
+	return &cobra.Command{
+		Use: use, Short: short, Args: cobra.NoArgs, DisableFlagsInUseLine: true,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+}
+
 func (a *app) instance() (local.Instance, error) {
 	root := a.root
 	if root == "" {

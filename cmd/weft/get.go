@@ -79,7 +79,7 @@ func (a *app) get(ctx context.Context, kind, name string, options getOptions) er
 	if !options.watch {
 		return nil
 	}
-	return client.Watch(ctx, info.GVK, key.Namespace, reply.Revision, func(event local.WatchEvent) error {
+	err = client.Watch(ctx, info.GVK, key.Namespace, reply.Revision, func(event local.WatchEvent) error {
 		if name != "" && event.Object.GetName() != name {
 			return nil
 		}
@@ -89,6 +89,10 @@ func (a *app) get(ctx context.Context, kind, name string, options getOptions) er
 		}
 		return a.printObjects(info.GVK, []*store.Object{event.Object}, true, options.output)
 	})
+	if ctx.Err() != nil {
+		return nil // the user has seen enough
+	}
+	return err
 }
 
 // notFound says where an object of that name does exist.

@@ -10,7 +10,7 @@ import (
 )
 
 func (a *app) imageCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "image", Short: "Keep the images VMs are made of: kernels with initrds and container disks"}
+	cmd := group("image", "Keep the images VMs are made of: kernels with initrds and container disks")
 	cmd.AddCommand(a.imageLoadCommand(), a.imagePullCommand(), a.imageListCommand(), a.imageRemoveCommand())
 	return cmd
 }

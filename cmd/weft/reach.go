@@ -220,7 +220,7 @@ func (a *app) logs(ctx context.Context, path string, follow bool) error {
 }
 
 func (a *app) vmCommand() *cobra.Command {
-	vm := &cobra.Command{Use: "vm", Short: "Look at or act on one virtual machine"}
+	vm := group("vm", "Look at or act on one virtual machine")
 	vm.AddCommand(&cobra.Command{
 		Use: "domxml VM", Short: "Print the machine as libvirt domain XML", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

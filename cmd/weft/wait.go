@@ -186,7 +186,11 @@ func (w *waiter) counts(obj *store.Object) bool {
 }
 
 func judgePod(obj *store.Object) readiness {
-	return judgeCondition(obj, "PodReadyToStartContainers")
+	r := judgeCondition(obj, "PodReadyToStartContainers")
+	if local.ConditionReason(obj, "PodReadyToStartContainers") == "" && len(obj.GetFinalizers()) > 0 {
+		r.why = "its networks are being attached" // the agent has taken it up
+	}
+	return r
 }
 
 func judgeVMI(obj *store.Object) readiness {
