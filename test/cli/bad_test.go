@@ -37,6 +37,7 @@ func TestBadInput(t *testing.T) {
 	if err != nil || len(files) == 0 {
 		t.Fatal("no cases", err)
 	}
+	t.Parallel()
 	m := machine.New(t)
 	m.StartAgent("--cni-bin-dirs", plugins(t)+":/usr/lib/cni")
 	before := standing(t, m)
@@ -211,7 +212,7 @@ func plugins(t *testing.T) string {
 		"crash":   "kill -SEGV $$",
 		"garbage": "echo '<html>moved</html>'",
 		"refuse":  `echo '{"cniVersion":"1.0.0","code":7,"msg":"no uplink","details":"plug it in"}'; exit 1`,
-		"hang":    "sleep 1000",
+		"hang":    `while [ -e "$0.hangs" ]; do sleep 0.1; done; exit 1`,
 	} {
 		// It takes part in ADD only: what DEL finds is nothing.
 		text := fmt.Sprintf("#!/bin/sh\n[ \"$CNI_COMMAND\" = ADD ] || exit 0\n%s\n", body)
@@ -220,4 +221,108 @@ func plugins(t *testing.T) string {
 		}
 	}
 	return dir
+}
+
+// TestHungPlugin: one that never answers holds up nothing but its own Pod, is
+// killed in the end, and what was made for it goes.
+func TestHungPlugin(t *testing.T) {
+	t.Parallel()
+	m := machine.New(t)
+	bin := plugins(t)
+	hangs := filepath.Join(bin, "weft-test-hang.hangs")
+	if err := os.WriteFile(hangs, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m.StartAgent("--cni-bin-dirs", bin+":/usr/lib/cni")
+	const networks = `apiVersion: k8s.cni.cncf.io/v1
+kind: NetworkAttachmentDefinition
+metadata: {name: lab}
+spec: {config: '{"type": "bridge", "bridge": "br-lab", "ipam": {"type": "host-local", "subnet": "10.9.0.0/30"}}'}
+---
+apiVersion: k8s.cni.cncf.io/v1
+kind: NetworkAttachmentDefinition
+metadata: {name: hang}
+spec: {config: '{"cniVersion": "1.0.0", "type": "weft-test-hang"}'}
+---
+`
+	stdout, stderr, code := m.Run(networks+pod("hung", "lab,hang")+"---\n"+pod("good", ""), "up", "--timeout", "3s", "-f", "-")
+	if want := "weft: pod default/hung not ready after 3s: its networks are being attached\n"; code != 1 || !strings.Contains(stderr, want) {
+		t.Errorf("exit code %d, want 1 and %q\n%s%s", code, want, stdout, stderr)
+	}
+	if out := m.MustWeft("get", "pod", "good"); !strings.Contains(out, " ready ") {
+		t.Errorf("the good Pod had to wait:\n%s", out)
+	}
+	_, stderr, code = m.Run("", "up", "--timeout", "3m")
+	want := `weft: pod default/hung failed: network default/hang: CNI ADD of plugin "weft-test-hang": did not answer: killed after 1m0s; `
+	if code != 1 || !strings.Contains(stderr, want) {
+		t.Errorf("exit code %d, want 1 and %q\n%s", code, want, stderr)
+	}
+	if err := os.Remove(hangs); err != nil { // the next try is under way
+		t.Fatal(err)
+	}
+	m.MustWeft("delete", "pod", "hung")
+	// The subnet has one address to give: it is free again.
+	if _, stderr, code := m.Run(pod("heir", "lab"), "up", "-f", "-"); code != 0 {
+		t.Errorf("the address is not free: %s", stderr)
+	}
+}
+
+// TestNoMaster: a macvlan network without a master stands on the link of the
+// default route. A machine without one has to be told.
+func TestNoMaster(t *testing.T) {
+	t.Parallel()
+	m := machine.New(t)
+	for _, family := range []string{"-4", "-6"} {
+		if out, err := m.On("node", "ip", family, "route", "del", "default"); err != nil {
+			t.Fatalf("remove default route: %v\n%s", err, out)
+		}
+	}
+	const network = `apiVersion: k8s.cni.cncf.io/v1
+kind: NetworkAttachmentDefinition
+metadata: {name: lan}
+spec: {config: '{"type": "macvlan", "ipam": {"type": "static", "addresses": [{"address": "172.16.1.9/24"}]}}'}
+---
+`
+	_, stderr, code := m.Run(network+pod("bad", "lan")+"---\n"+pod("good", ""), "up", "-f", "-")
+	if want := "weft: pod default/bad failed: network default/lan: spec.config.master: "; code != 1 || !strings.Contains(stderr, want) {
+		t.Errorf("exit code %d, want 1 and %q\n%s", code, want, stderr)
+	}
+	if out, err := m.On("node", "ip", "route", "add", "default", "via", "198.51.100.1"); err != nil {
+		t.Fatalf("add default route: %v\n%s", err, out)
+	}
+	if _, stderr, code := m.Run("", "up"); code != 0 {
+		t.Errorf("with a default route: exit code %d\n%s", code, stderr)
+	}
+}
+
+// TestUnknownField: KubeVirt drops fields it does not know in silence. Here each
+// is a warning, and the object is taken.
+func TestUnknownField(t *testing.T) {
+	t.Parallel()
+	m := machine.New(t)
+	const vm = `apiVersion: kubevirt.io/v1
+kind: VirtualMachine
+metadata: {name: idle}
+spec:
+  runStrategy: Halted
+  template:
+    spec:
+      domain: {memory: {guest: 64Mi}, devices: {interfaces: [{name: default, masquerade: {}, modell: virtio}]}}
+      networks: [{name: default, pod: {}}]
+      nodeSelector: {disk: fast}
+`
+	_, stderr, code := m.Run(vm, "up", "-f", "-")
+	var warnings []string
+	for line := range strings.Lines(stderr) {
+		if strings.HasPrefix(line, "warning: ") {
+			warnings = append(warnings, strings.TrimSpace(line))
+		}
+	}
+	want := []string{
+		"warning: virtualmachine default/idle: spec.template.spec.domain.devices.interfaces[0].modell: is not a field of KubeVirt's API and is ignored; check its spelling",
+		"warning: virtualmachine default/idle: spec.template.spec.nodeSelector: has no effect: weft does not do this on one machine",
+	}
+	if diff := cmp.Diff(want, warnings); diff != "" || code != 0 {
+		t.Errorf("exit code %d (-want +got):\n%s%s", code, diff, stderr)
+	}
 }

@@ -86,8 +86,11 @@ func (m *Machine) StartAgent(flags ...string) {
 	})
 }
 
+// Program is the path of one of weft's programs.
+func (m *Machine) Program(name string) string { return filepath.Join(binDir, name) }
+
 // program is a call of one of weft's programs for this instance.
 func (m *Machine) program(ctx context.Context, name string, args ...string) *exec.Cmd {
-	full := append([]string{"--net=/run/netns/" + m.Name + "-node", filepath.Join(binDir, name), "--root", m.Root}, args...)
+	full := append([]string{"--net=/run/netns/" + m.Name + "-node", m.Program(name), "--root", m.Root}, args...)
 	return exec.CommandContext(ctx, "nsenter", full...)
 }
