@@ -203,6 +203,9 @@ func (e *Engine) sandboxGroup(id string) uint32 {
 	return netstate.GroupOf(netstate.Alias(e.Instance, ownerAttachment+id))
 }
 
+// Isolation lets a Pod use networks of its own namespace and of those listed.
+type Isolation struct{ Namespaces []string }
+
 // Request asks for the networks of one sandbox.
 type Request struct {
 	// ID is the sandbox's; NetNS the path of its network namespace.
@@ -219,6 +222,11 @@ type Request struct {
 	IfName netstate.IfName
 	// Default, if set, goes before the engine's default network.
 	Default *DefaultNetwork
+	// Everywhere are networks the sandbox gets after its default network, whatever
+	// its annotation says.
+	Everywhere []DefaultNetwork
+	// Isolation, if set, bounds which namespaces' networks annotations may name.
+	Isolation *Isolation
 	// RuntimeConfig and CNIArgs as the container runtime passed them.
 	RuntimeConfig map[string]json.RawMessage
 	CNIArgs       [][2]string

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/weftnet/weft/api/netattach"
 	"github.com/weftnet/weft/internal/hint"
@@ -20,6 +21,9 @@ func (e *Engine) resolve(ctx context.Context, req Request) ([]Delegate, error) {
 	if err := errors.Join(networksErr, chosenErr); err != nil {
 		return nil, err
 	}
+	if err := isolated(req, networks, chosen); err != nil {
+		return nil, err
+	}
 	if err := e.claimsExist(ctx, req.Pod.Namespace, networks); err != nil {
 		return nil, err
 	}
@@ -33,7 +37,7 @@ func (e *Engine) resolve(ctx context.Context, req Request) ([]Delegate, error) {
 	if err := e.defaultNetwork(ctx, req, chosen, &q); err != nil {
 		return nil, err
 	}
-	if err := e.lookUp(ctx, &q); err != nil {
+	if err := errors.Join(e.everywhere(ctx, req, &q), e.lookUp(ctx, &q)); err != nil {
 		return nil, err
 	}
 	return Resolve(q)
@@ -61,23 +65,75 @@ func (e *Engine) defaultNetwork(ctx context.Context, req Request, chosen *netatt
 		}
 		selection = &netattach.Selection{Namespace: network.Namespace, Name: network.Name, Field: "default network"}
 	}
-	nad, err := e.Networks.Definition(ctx, selection.Namespace, selection.Name)
+	nad, conf, err := e.definition(ctx, selection)
 	if err != nil {
-		return fmt.Errorf("look up default network %s: %w", selection.FullName(), err)
-	}
-	if nad == nil {
-		elsewhere, err := e.Networks.Namespaces(ctx, selection.Name)
-		if err != nil {
-			return fmt.Errorf("look up default network %s: %w", selection.FullName(), err)
-		}
-		return unknown(selection, elsewhere)
-	}
-	conf, err := netattach.ParseConfig([]byte(nad.Config), nad.Name)
-	if err != nil {
-		return ofNetwork(nad.FullName(), err)
+		return err
 	}
 	q.Default, q.DefaultName, q.DefaultSelection = conf, nad.FullName(), chosen
 	return nil
+}
+
+// definition looks one network up and reads its config.
+func (e *Engine) definition(ctx context.Context, s *netattach.Selection) (*netattach.NetworkAttachmentDefinition, *netattach.NetConf, error) {
+	nad, err := e.Networks.Definition(ctx, s.Namespace, s.Name)
+	if err != nil {
+		return nil, nil, fmt.Errorf("look up %s %s: %w", s.Field, s.FullName(), err)
+	}
+	if nad == nil {
+		elsewhere, err := e.Networks.Namespaces(ctx, s.Name)
+		if err != nil {
+			return nil, nil, fmt.Errorf("look up %s %s: %w", s.Field, s.FullName(), err)
+		}
+		return nil, nil, unknown(s, elsewhere)
+	}
+	conf, err := netattach.ParseConfig([]byte(nad.Config), nad.Name)
+	if err != nil {
+		return nil, nil, ofNetwork(nad.FullName(), err)
+	}
+	return nad, conf, nil
+}
+
+// everywhere finds the configs of the networks every sandbox gets.
+func (e *Engine) everywhere(ctx context.Context, req Request, q *Question) error {
+	for i, network := range req.Everywhere {
+		field := fmt.Sprintf("default networks[%d]", i)
+		if len(network.Config) > 0 {
+			conf, err := netattach.ParseConfig(network.Config, "")
+			if err != nil {
+				return ofNetwork(field, err)
+			}
+			q.Everywhere = append(q.Everywhere, Everywhere{Name: conf.Name, Conf: conf})
+			continue
+		}
+		nad, conf, err := e.definition(ctx, &netattach.Selection{Namespace: network.Namespace, Name: network.Name, Field: field})
+		if err != nil {
+			return err
+		}
+		q.Everywhere = append(q.Everywhere, Everywhere{Name: nad.FullName(), Conf: conf})
+	}
+	return nil
+}
+
+// isolated refuses networks of namespaces the Pod may not use, the one it would
+// have as its default network included.
+func isolated(req Request, networks []netattach.Selection, chosen *netattach.Selection) error {
+	if req.Isolation == nil {
+		return nil
+	}
+	all := networks
+	if chosen != nil {
+		all = append(slices.Clone(networks), *chosen)
+	}
+	var errs []error
+	for _, s := range all {
+		if s.Namespace != req.Pod.Namespace && !slices.Contains(req.Isolation.Namespaces, s.Namespace) {
+			errs = append(errs, &hint.Error{
+				Field: s.Field + ".namespace", Value: s.Namespace, Problem: "networks are isolated by namespace, and the Pod is in " + req.Pod.Namespace,
+				Remedy: "use a network of namespace " + req.Pod.Namespace + ", or have the namespace added to globalNamespaces",
+			})
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // lookUp fills in the definitions of all selections.

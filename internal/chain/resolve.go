@@ -32,6 +32,8 @@ type Question struct {
 	// annotation asked of it, if the Pod chose its default network itself.
 	DefaultName      string
 	DefaultSelection *netattach.Selection
+	// Everywhere are networks every sandbox gets after its default network.
+	Everywhere []Everywhere
 	// RuntimeConfig is what the runtime told about the Pod (portMappings, ...):
 	// it concerns the default network and nobody else.
 	RuntimeConfig map[string]json.RawMessage
@@ -49,6 +51,13 @@ type Question struct {
 	Present []*record.Attachment
 	// Kinds is the table of native kinds.
 	Kinds func(pluginType string) (kind.Kind, bool)
+}
+
+// Everywhere is a network of every sandbox.
+type Everywhere struct {
+	// Name is how network-status calls it.
+	Name string
+	Conf *netattach.NetConf
 }
 
 // Delegate is one attachment to make.
@@ -87,8 +96,13 @@ func Resolve(q Question) ([]Delegate, error) {
 	for i := range q.Selections {
 		r.claim(&q.Selections[i])
 	}
+	for i, network := range q.Everywhere {
+		if name, free := r.numbered(q.First+i, "default network "+network.Name, network.Name); free {
+			r.add(network.Name, name, network.Conf, nil, false)
+		}
+	}
 	for i := range q.Selections {
-		r.selection(&q.Selections[i], q.First+i)
+		r.selection(&q.Selections[i], q.First+len(q.Everywhere)+i)
 	}
 	r.defaultRoutes()
 	r.macs()
@@ -131,12 +145,10 @@ func (r *resolver) claim(s *netattach.Selection) {
 func (r *resolver) selection(s *netattach.Selection, number int) {
 	name := netstate.IfName(s.Interface)
 	if name == "" {
-		name = netstate.IfName(fmt.Sprintf("net%d", number))
-		if holder, taken := r.names[name]; taken {
-			r.fail(s.Field, s.FullName(), fmt.Sprintf("would get the interface %s by its place, which %s has", name, holder), "give it an interface name, or give the other one another")
+		var free bool
+		if name, free = r.numbered(number, s.Field, s.FullName()); !free {
 			return
 		}
-		r.names[name] = s.FullName()
 	}
 	nad := r.Definitions[s.FullName()]
 	if nad == nil {
@@ -149,6 +161,17 @@ func (r *resolver) selection(s *netattach.Selection, number int) {
 		return
 	}
 	r.add(nad.FullName(), name, conf, s, false)
+}
+
+// numbered reserves net<number> for a network that asks for no name.
+func (r *resolver) numbered(number int, field, network string) (netstate.IfName, bool) {
+	name := netstate.IfName(fmt.Sprintf("net%d", number))
+	if holder, taken := r.names[name]; taken {
+		r.fail(field, network, fmt.Sprintf("would get the interface %s by its place, which %s has", name, holder), "give it an interface name, or give the other one another")
+		return name, false
+	}
+	r.names[name] = network
+	return name, true
 }
 
 // unknown says that a network does not exist, and where one of that name does.
