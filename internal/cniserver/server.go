@@ -1,0 +1,309 @@
+// Package cniserver answers the calls of a container runtime that weft-cni
+// passes on: ADD, DEL, CHECK, STATUS and GC over a unix socket.
+package cniserver
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	cni "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/weftnet/weft/internal/chain"
+	"github.com/weftnet/weft/internal/cniwire"
+	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/netstate"
+	"github.com/weftnet/weft/internal/record"
+)
+
+// Pods tells what is known of a Pod.
+type Pods interface {
+	// Annotations of a Pod. uid is the runtime's word for which one of that name;
+	// it may be empty.
+	Annotations(ctx context.Context, namespace, name, uid string) (map[string]string, error)
+}
+
+// Config is what a Server is made from; all but Attached are required.
+type Config struct {
+	// Socket is where weft-cni finds us, Queue where it leaves DELs meanwhile.
+	Socket, Queue string
+	Engine        *chain.Engine
+	Pods          Pods
+	// Attached is told of every sandbox that was attached, after the runtime's
+	// answer is known and before it is given: it must not wait for anything.
+	Attached func(box *record.Sandbox)
+	Log      *slog.Logger
+}
+
+// Server answers CNI calls.
+type Server struct {
+	cfg Config
+	// slots bounds the calls worked on at once: each may run plugins.
+	slots chan struct{}
+
+	// mu guards warned: unknown keys that were told of already.
+	mu     sync.Mutex
+	warned map[string]bool
+}
+
+// Bounds.
+const (
+	maxCalls = 64
+	// callLimit is how long one call may take; runtimes wait four minutes at most.
+	callLimit = 200 * time.Second
+	// readLimit is how long a caller may take to say what it wants.
+	readLimit = 10 * time.Second
+)
+
+var errTryAgain = errors.New("try again later")
+
+// New makes a server.
+func New(cfg Config) *Server {
+	if cfg.Attached == nil {
+		cfg.Attached = func(*record.Sandbox) {}
+	}
+	return &Server{cfg: cfg, slots: make(chan struct{}, maxCalls), warned: map[string]bool{}}
+}
+
+// String names the task.
+func (s *Server) String() string { return "CNI server on " + s.cfg.Socket }
+
+// Run does the DELs that were left for us, then answers calls until ctx ends;
+// calls under way are finished.
+func (s *Server) Run(ctx context.Context) error {
+	if err := os.MkdirAll(filepath.Dir(s.cfg.Socket), 0o755); err != nil {
+		return fmt.Errorf("make directory of CNI socket: %w", err)
+	}
+	if err := os.Remove(s.cfg.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove old CNI socket: %w", err)
+	}
+	s.drain(ctx)
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "unix", s.cfg.Socket)
+	if err != nil {
+		return fmt.Errorf("listen for CNI calls: %w", err)
+	}
+	if err := os.Chmod(s.cfg.Socket, 0o600); err != nil {
+		return errors.Join(fmt.Errorf("guard CNI socket: %w", err), listener.Close())
+	}
+	stop := context.AfterFunc(ctx, func() { _ = listener.Close() }) // ends Accept
+	defer stop()
+	var calls sync.WaitGroup
+	defer calls.Wait()
+	for {
+		conn, err := listener.Accept()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("accept CNI call: %w", err)
+		}
+		calls.Go(func() { s.serve(context.WithoutCancel(ctx), conn) })
+	}
+}
+
+// serve answers one call.
+func (s *Server) serve(ctx context.Context, conn net.Conn) {
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
+	var request cniwire.Request
+	err := conn.SetReadDeadline(time.Now().Add(readLimit))
+	if err == nil {
+		err = cniwire.Read(conn, &request)
+	}
+	if err != nil {
+		s.cfg.Log.Warn("a CNI call cannot be read", "err", err)
+		return
+	}
+	s.slots <- struct{}{}
+	began := time.Now()
+	response := s.answer(ctx, request)
+	<-s.slots
+	log := s.cfg.Log.With("verb", request.Command, "sandbox", request.ContainerID, "took", time.Since(began).Round(time.Microsecond))
+	if response.Error != nil {
+		log.Warn("CNI call failed", "err", response.Error)
+	} else {
+		log.Debug("CNI call")
+	}
+	if err := cniwire.Write(conn, response); err != nil {
+		log.Warn("the runtime did not wait for the answer", "err", err)
+	}
+}
+
+// answer does what is asked. A panic in it would be a bug; it costs its own call
+// and no other.
+func (s *Server) answer(ctx context.Context, request cniwire.Request) (response cniwire.Response) {
+	defer func() {
+		if r := recover(); r != nil {
+			s.cfg.Log.Error("panic in a CNI call; please report it", "verb", request.Command, "sandbox", request.ContainerID, "panic", r)
+			response = cniwire.Response{Error: failure(fmt.Errorf("internal error: %v", r))}
+		}
+	}()
+	var result json.RawMessage
+	conf, unknown, err := readConfig(request.Config)
+	s.warn(unknown)
+	if err == nil {
+		result, err = s.do(ctx, request, conf)
+	}
+	if err != nil {
+		return cniwire.Response{Error: failure(err)}
+	}
+	return cniwire.Response{Result: result}
+}
+
+func (s *Server) do(ctx context.Context, request cniwire.Request, conf netConf) (json.RawMessage, error) {
+	switch request.Command {
+	case "ADD":
+		return s.add(ctx, request, conf)
+	case "DEL":
+		return nil, s.cfg.Engine.Del(ctx, request.ContainerID)
+	case "CHECK":
+		return nil, s.cfg.Engine.Check(ctx, request.ContainerID)
+	case "STATUS":
+		return nil, s.status(conf)
+	case "GC":
+		return nil, nil // we compare with the runtime's live sandboxes by ourselves
+	default:
+		return nil, fmt.Errorf("unknown CNI command %q", request.Command)
+	}
+}
+
+func (s *Server) add(ctx context.Context, request cniwire.Request, conf netConf) (json.RawMessage, error) {
+	if err := s.status(conf); err != nil {
+		return nil, err
+	}
+	args := parseArgs(request.Args)
+	annotations, told := conf.annotations()
+	if !told && args.name != "" {
+		var err error
+		if annotations, err = s.cfg.Pods.Annotations(ctx, args.namespace, args.name, args.uid); err != nil {
+			return nil, err
+		}
+	}
+	network, err := conf.defaultNetwork()
+	if err != nil {
+		return nil, err
+	}
+	everywhere, err := conf.everywhere(args.namespace)
+	if err != nil {
+		return nil, err
+	}
+	box, err := s.cfg.Engine.Add(ctx, chain.Request{
+		ID: request.ContainerID, NetNS: request.NetNS, IfName: netstate.IfName(request.IfName), Annotations: annotations,
+		Pod: record.Pod{Namespace: args.namespace, Name: args.name, UID: args.uid}, DefaultNamespace: conf.namespace(),
+		Default: network, Everywhere: everywhere, Isolation: conf.isolation(), RuntimeConfig: conf.RuntimeConfig, CNIArgs: args.all,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.cfg.Attached(box)
+	return primaryResult(box, conf.CNIVersion)
+}
+
+// primaryResult is the runtime's answer: the default network's result, in the
+// version the runtime speaks.
+func primaryResult(box *record.Sandbox, version string) (json.RawMessage, error) {
+	result := &cni.Result{}
+	i := slices.IndexFunc(box.Attachments, func(a *record.Attachment) bool { return a.Default })
+	if i >= 0 {
+		made, err := chain.Result(box.Attachments[i])
+		if err != nil {
+			return nil, err
+		}
+		if made != nil {
+			result = made
+		}
+	}
+	asked, err := result.GetAsVersion(version)
+	if err != nil {
+		return nil, fmt.Errorf("give the result in CNI version %s: %w", version, err)
+	}
+	text, err := json.Marshal(asked)
+	if err != nil {
+		return nil, fmt.Errorf("encode result: %w", err)
+	}
+	return text, nil
+}
+
+// status says whether Pods can be attached: whether the primary network says so.
+func (s *Server) status(conf netConf) error {
+	if path := conf.ReadinessIndicatorFile; path != "" {
+		if _, err := os.Stat(path); err != nil {
+			return &hint.Error{
+				Field: "readinessindicatorfile", Value: path, Problem: "is not there: the primary network is not ready",
+				Remedy: "see why the primary network plugin has not started on this node", Err: errTryAgain,
+			}
+		}
+	}
+	_, err := conf.defaultNetwork()
+	return err
+}
+
+// drain does the DELs that weft-cni kept for us. One that fails stays.
+func (s *Server) drain(ctx context.Context) {
+	files, err := filepath.Glob(filepath.Join(s.cfg.Queue, "*.json"))
+	if err != nil {
+		s.cfg.Log.Error("look for DELs that were left", "err", err)
+	}
+	for _, path := range files {
+		if err := s.drainOne(ctx, path); err != nil {
+			s.cfg.Log.Error("a DEL that was left while no agent ran", "path", path, "err", err)
+		}
+	}
+}
+
+func (s *Server) drainOne(ctx context.Context, path string) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("read: %w", err)
+	}
+	var request cniwire.Request
+	if err := json.Unmarshal(text, &request); err != nil {
+		return fmt.Errorf("decode: %w", err)
+	}
+	if request.Command != "DEL" || request.ContainerID == "" {
+		return fmt.Errorf("is a %q of sandbox %q, not a DEL", request.Command, request.ContainerID)
+	}
+	if err := s.cfg.Engine.Del(ctx, request.ContainerID); err != nil {
+		return err
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("forget: %w", err)
+	}
+	s.cfg.Log.Info("did a DEL that was left while no agent ran", "sandbox", request.ContainerID)
+	return nil
+}
+
+// warn names unknown keys, each once.
+func (s *Server) warn(unknown []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, key := range unknown {
+		if !s.warned[key] {
+			s.warned[key] = true
+			s.cfg.Log.Warn("unknown key in the network configuration is ignored", "key", key)
+		}
+	}
+}
+
+// maxMessage keeps an error below the 600 bytes that survive a kubelet event.
+const maxMessage = 560
+
+// failure gives an error as CNI has it.
+func failure(err error) *cniwire.Error {
+	text := strings.ReplaceAll(err.Error(), "\n", "; ")
+	if len(text) > maxMessage {
+		text = strings.ToValidUTF8(text[:maxMessage], "") + "..."
+	}
+	return &cniwire.Error{Code: cniError(err), Msg: text}
+}
