@@ -34,6 +34,10 @@ type Options struct {
 	Log     *slog.Logger
 }
 
+// ownPatience is how long a new agent waits for whoever works on the records: an
+// agent that is ending, or a CNI call that did without one.
+const ownPatience = 30 * time.Second
+
 // Run is the agent of one machine without Kubernetes. It ends when ctx does,
 // leaving Pods and VMs as they are, or after a down.
 func Run(ctx context.Context, opt Options) (err error) {
@@ -52,6 +56,13 @@ func Run(ctx context.Context, opt Options) (err error) {
 	if err != nil {
 		return err
 	}
+	owning, cancel := context.WithTimeout(ctx, ownPatience)
+	release, err := records.Own(owning)
+	cancel()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, release()) }()
 	images, err := image.Open(in.ImageDir())
 	if err != nil {
 		return err
