@@ -1,0 +1,48 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/weftnet/weft/internal/record"
+)
+
+// Collect takes back what sandboxes have whose network namespace is gone, for
+// runtimes that ended without a DEL. It gives their ids.
+func (e *Engine) Collect(ctx context.Context) ([]string, error) {
+	ids, err := e.Records.IDs()
+	if err != nil {
+		return nil, err
+	}
+	var gone []string
+	var errs []error
+	for _, id := range ids {
+		box, err := e.Records.Load(id)
+		if errors.Is(err, record.ErrNotFound) || err == nil && !deserted(box.NetNS) {
+			continue
+		}
+		if err == nil {
+			err = e.Del(ctx, id)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("collect sandbox %s: %w", id, err))
+			continue
+		}
+		gone = append(gone, id)
+	}
+	return gone, errors.Join(errs...)
+}
+
+// deserted says that a namespace's path is certainly gone: its directory is
+// there and it is not. A plain file in its place may be a mount this process
+// does not see.
+func deserted(netns string) bool {
+	if _, err := os.Stat(filepath.Dir(netns)); err != nil {
+		return false
+	}
+	_, err := os.Lstat(netns)
+	return errors.Is(err, os.ErrNotExist)
+}
