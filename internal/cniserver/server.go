@@ -99,6 +99,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer stop()
 	var calls sync.WaitGroup
 	defer calls.Wait()
+	calls.Go(func() { s.watch(ctx) })
 	for {
 		conn, err := listener.Accept()
 		if ctx.Err() != nil {
@@ -172,7 +173,7 @@ func (s *Server) do(ctx context.Context, request cniwire.Request, conf netConf) 
 	case "STATUS":
 		return nil, s.status(conf)
 	case "GC":
-		return nil, nil // we compare with the runtime's live sandboxes by ourselves
+		return nil, s.collect(ctx)
 	default:
 		return nil, fmt.Errorf("unknown CNI command %q", request.Command)
 	}
@@ -246,6 +247,34 @@ func (s *Server) status(conf netConf) error {
 		}
 	}
 	_, err := conf.defaultNetwork()
+	return err
+}
+
+// collectEvery is how often sandboxes that ended without a DEL are looked for:
+// containerd never calls GC.
+const collectEvery = 30 * time.Second
+
+// watch collects until ctx ends.
+func (s *Server) watch(ctx context.Context) {
+	tick := time.NewTicker(collectEvery)
+	defer tick.Stop()
+	for {
+		if err := s.collect(ctx); err != nil && ctx.Err() == nil {
+			s.cfg.Log.Error("collect", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (s *Server) collect(ctx context.Context) error {
+	gone, err := s.cfg.Engine.Collect(ctx)
+	if len(gone) > 0 {
+		s.cfg.Log.Info("took back what sandboxes had that ended without a DEL", "sandboxes", gone)
+	}
 	return err
 }
 

@@ -41,7 +41,7 @@ func testMain(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	binDir = dir
-	cmd := exec.Command("go", "build", "-o", dir+"/", "../../cmd/weft-cni")
+	cmd := exec.Command("go", "build", "-o", dir+"/", "../../cmd/weft-cni", "../../cmd/weft-cni-thin")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build weft-cni: %v\n%s", err, out)
@@ -116,7 +116,7 @@ func newNode(t *testing.T) *node {
 		t.Skip("needs root: network namespaces")
 	}
 	dir := t.TempDir()
-	records, err := record.Open(filepath.Join(dir, "records"))
+	records, err := record.Open(filepath.Join(dir, "attachments"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -314,19 +314,20 @@ func TestDelWhileAway(t *testing.T) {
 	}
 	n.start()
 	deadline := time.Now().Add(10 * time.Second)
-	for { // the server drains before it answers
-		if err := n.runtime.GetStatusNetworkList(t.Context(), n.list("1.1.0", delegate)); err == nil {
+	for {
+		left, err := filepath.Glob(filepath.Join(n.dir, "dels", "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(left) == 0 {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("the agent does not come back")
+			t.Fatalf("still queued: %v", left)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
 	n.nothingLeft()
-	if left, err := filepath.Glob(filepath.Join(n.dir, "dels", "*")); err != nil || len(left) > 0 {
-		t.Errorf("still queued: %v (%v)", left, err)
-	}
 }
 
 func TestClusterNetworkFile(t *testing.T) {
@@ -353,6 +354,98 @@ func TestClusterNetworkFile(t *testing.T) {
 	if log := n.log.String(); strings.Count(log, "key=surprise") != 1 {
 		t.Errorf("the unknown key is to be named once:\n%s", log)
 	}
+	n.nothingLeft()
+}
+
+// TestCollects: a sandbox that ended without a DEL is taken back by the next GC.
+func TestCollects(t *testing.T) {
+	n := newNode(t)
+	list, pod := n.list("1.1.0", delegate), n.pod("lost", map[string]string{"k8s.v1.cni.cncf.io/networks": "red"})
+	alive := n.pod("alive", nil)
+	for _, p := range []*libcni.RuntimeConf{pod, alive} {
+		if _, err := n.runtime.AddNetworkList(t.Context(), list, p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := linux.DeleteNS(pod.NetNS); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.runtime.GCNetworkList(t.Context(), list, &libcni.GCArgs{ValidAttachments: []types.GCAttachment{{ContainerID: "alive", IfName: "eth0"}}}); err != nil {
+		t.Fatal(err)
+	}
+	if ids, err := n.records.IDs(); err != nil || !slices.Equal(ids, []string{"alive"}) {
+		t.Errorf("records after GC: %v (%v)", ids, err)
+	}
+	if err := n.runtime.DelNetworkList(t.Context(), list, alive); err != nil {
+		t.Fatal(err)
+	}
+	n.nothingLeft()
+}
+
+// TestThin: the plugin that needs no agent does the same, several at a time.
+func TestThin(t *testing.T) {
+	n := newNode(t)
+	n.stop()
+	list := func(more string) *libcni.NetworkConfigList {
+		text := fmt.Sprintf(`{"cniVersion":"1.1.0","name":"thin","plugins":[{"type":"weft-cni-thin","instance":"cnitest","stateDir":%q,
+			"capabilities":{"io.kubernetes.cri.pod-annotations":true}%s}]}`, n.dir, more)
+		list, err := libcni.NetworkConfFromBytes([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	const containers = 6
+	var all []*libcni.RuntimeConf
+	for i := range containers {
+		all = append(all, n.pod(fmt.Sprintf("c%d", i), nil))
+	}
+	host, err := linux.OpenNS(n.host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	inHost := func(f func() error) error { return host.Do(f) } // where a runtime runs
+	var group sync.WaitGroup
+	addresses := make([]string, containers)
+	for i, pod := range all {
+		group.Go(func() {
+			err := inHost(func() error {
+				added, err := n.runtime.AddNetworkList(t.Context(), list(delegate), pod)
+				if err != nil {
+					return err
+				}
+				result, err := cni.NewResultFromResult(added)
+				if err == nil {
+					addresses[i] = result.IPs[0].Address.String()
+				}
+				return err
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	slices.Sort(addresses)
+	if len(slices.Compact(slices.Clone(addresses))) != containers {
+		t.Errorf("addresses are given twice: %v", addresses)
+	}
+	for _, pod := range all {
+		err := inHost(func() error {
+			return errors.Join(n.runtime.CheckNetworkList(t.Context(), list(delegate), pod), n.runtime.DelNetworkList(t.Context(), list(delegate), pod))
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	pod := n.pod("asks", nil)
+	pod.CapabilityArgs = map[string]any{"io.kubernetes.cri.pod-annotations": map[string]string{"k8s.v1.cni.cncf.io/networks": "red"}}
+	err = inHost(func() error {
+		_, err := n.runtime.AddNetworkList(t.Context(), list(delegate), pod)
+		return err
+	})
+	wantError(t, err, types.ErrTryAgainLater, "demo/red", "agent is away")
 	n.nothingLeft()
 }
 

@@ -1,0 +1,103 @@
+package cniserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"github.com/weftnet/weft/api/netattach"
+	"github.com/weftnet/weft/internal/chain"
+	"github.com/weftnet/weft/internal/cniwire"
+	"github.com/weftnet/weft/internal/dataplane"
+	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/ipam"
+	"github.com/weftnet/weft/internal/record"
+)
+
+// Direct is what a process needs that does calls itself, without an agent.
+type Direct struct {
+	// Instance is the tag in our marks, State the directory of the records, Machine
+	// the seed of made-up MACs.
+	Instance, State, Machine string
+	// BinDirs are searched for foreign plugins; optional.
+	BinDirs []string
+	Log     *slog.Logger
+}
+
+// ownPatience is how long a call waits for another that is being done.
+const ownPatience = 30 * time.Second
+
+// Call does one call on the records and the kernel, then lets go of both. Calls
+// at the same time wait for each other.
+func (d Direct) Call(ctx context.Context, request cniwire.Request) (response cniwire.Response) {
+	if request.Command == "STATUS" { // is about the configuration alone
+		return New(Config{Log: d.Log}).answer(ctx, request)
+	}
+	engine, closeAll, err := d.open(ctx)
+	if err != nil {
+		return cniwire.Response{Error: failure(err)}
+	}
+	defer func() {
+		if err := closeAll(); err != nil {
+			d.Log.Warn("let go of records and kernel", "err", err)
+		}
+	}()
+	return New(Config{Engine: engine, Pods: noPods{d.Log}, Log: d.Log}).answer(ctx, request)
+}
+
+func (d Direct) open(ctx context.Context) (engine *chain.Engine, closeAll func() error, err error) {
+	records, err := record.Open(filepath.Join(d.State, "attachments"))
+	if err != nil {
+		return nil, nil, err
+	}
+	owning, cancel := context.WithTimeout(ctx, ownPatience)
+	defer cancel()
+	release, err := records.Own(owning)
+	if errors.Is(err, record.ErrOwned) {
+		err = fmt.Errorf("%w: %w", errTryAgain, err)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	plane, err := dataplane.New(dataplane.Config{Instance: d.Instance})
+	if err != nil {
+		return nil, nil, errors.Join(err, release())
+	}
+	closeAll = func() error { return errors.Join(plane.Close(), release()) }
+	engine, err = chain.New(ctx, chain.Options{
+		Instance: d.Instance, Machine: d.Machine, Records: records, Dataplane: plane, Host: plane.Host(), Addresses: ipam.NewMemory(),
+		Networks: noNetworks{}, BinDirs: d.BinDirs, Log: d.Log,
+	})
+	if err != nil {
+		return nil, nil, errors.Join(err, closeAll())
+	}
+	return engine, closeAll, nil
+}
+
+// noNetworks is the lookup of a process that asks no API.
+type noNetworks struct{}
+
+var _ chain.Networks = noNetworks{}
+
+// Definition refuses: it does not know which ones there are.
+func (noNetworks) Definition(_ context.Context, namespace, name string) (*netattach.NetworkAttachmentDefinition, error) {
+	return nil, &hint.Error{
+		Field: "network", Value: namespace + "/" + name, Problem: "cannot be looked up: weft's agent is away", Err: errTryAgain,
+		Remedy: "see that weftd runs on this machine",
+	}
+}
+
+// Namespaces gives none.
+func (noNetworks) Namespaces(context.Context, string) ([]string, error) { return nil, nil }
+
+// noPods is what such a process knows of Pods.
+type noPods struct{ log *slog.Logger }
+
+// Annotations gives none: the networks of the configuration are attached.
+func (p noPods) Annotations(_ context.Context, namespace, name, _ string) (map[string]string, error) {
+	p.log.Warn("the runtime did not pass the Pod's annotations; it gets the networks of the configuration alone", "pod", namespace+"/"+name)
+	return nil, nil
+}
