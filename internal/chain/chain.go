@@ -109,6 +109,7 @@ type Engine struct {
 	alloc  *ipam.Allocator
 	runner runner
 	claims *claims
+	parsed *parsedConfigs
 	noIPv6 bool
 	optDAD bool
 
@@ -121,7 +122,7 @@ type Engine struct {
 // Restore before anything else. Records that cannot be read are no reason to
 // fail here: Restore tells of them.
 func New(ctx context.Context, options Options) (*Engine, error) {
-	e := &Engine{Options: options, alloc: ipam.NewAllocator(options.Addresses), claims: newClaims()}
+	e := &Engine{Options: options, alloc: ipam.NewAllocator(options.Addresses), claims: newClaims(), parsed: newParsedConfigs()}
 	if e.Kinds == nil {
 		e.Kinds = kind.Lookup
 	}

@@ -36,7 +36,7 @@ func (e *Engine) Attach(ctx context.Context, id string, selection netattach.Sele
 	}
 	q := Question{
 		Sandbox: id, Pod: box.Pod, Selections: []netattach.Selection{selection}, First: freeNumber(box),
-		Present: box.Attachments, Kinds: e.Kinds,
+		Present: box.Attachments, Kinds: e.Kinds, parsed: e.parsed,
 	}
 	if err := e.lookUp(ctx, &q); err != nil {
 		return nil, err

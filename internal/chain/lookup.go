@@ -29,7 +29,7 @@ func (e *Engine) resolve(ctx context.Context, req Request) ([]Delegate, error) {
 	}
 	q := Question{
 		Sandbox: req.ID, Pod: req.Pod, IfName: req.IfName, RuntimeConfig: req.RuntimeConfig, CNIArgs: req.CNIArgs,
-		Selections: networks, First: 1, Kinds: e.Kinds,
+		Selections: networks, First: 1, Kinds: e.Kinds, parsed: e.parsed,
 	}
 	if q.IfName == "" {
 		q.IfName = "eth0"
@@ -51,7 +51,7 @@ func (e *Engine) defaultNetwork(ctx context.Context, req Request, chosen *netatt
 		network = *req.Default
 	}
 	if chosen == nil && len(network.Config) > 0 {
-		conf, err := netattach.ParseConfig(network.Config, "default")
+		conf, err := e.parsed.config(string(network.Config), "default")
 		if err != nil {
 			return ofNetwork("default", err)
 		}
@@ -86,7 +86,7 @@ func (e *Engine) definition(ctx context.Context, s *netattach.Selection) (*netat
 		}
 		return nil, nil, unknown(s, elsewhere)
 	}
-	conf, err := netattach.ParseConfig([]byte(nad.Config), nad.Name)
+	conf, err := e.parsed.config(nad.Config, nad.Name)
 	if err != nil {
 		return nil, nil, ofNetwork(nad.FullName(), err)
 	}

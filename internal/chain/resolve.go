@@ -51,6 +51,8 @@ type Question struct {
 	Present []*record.Attachment
 	// Kinds is the table of native kinds.
 	Kinds func(pluginType string) (kind.Kind, bool)
+
+	parsed *parsedConfigs // nil: every config is read anew
 }
 
 // Everywhere is a network of every sandbox.
@@ -155,7 +157,7 @@ func (r *resolver) selection(s *netattach.Selection, number int) {
 		r.errs = append(r.errs, unknown(s, r.Elsewhere[s.Name]))
 		return
 	}
-	conf, err := netattach.ParseConfig([]byte(nad.Config), nad.Name)
+	conf, err := r.parsed.config(nad.Config, nad.Name)
 	if err != nil {
 		r.errs = append(r.errs, ofNetwork(nad.FullName(), err))
 		return
@@ -255,7 +257,7 @@ func (r *resolver) add(network string, name netstate.IfName, conf *netattach.Net
 		r.errs = append(r.errs, err)
 		return
 	}
-	if d.Native, err = parseNative(native, &d); err != nil {
+	if d.Native, err = r.parsed.native(native, &d); err != nil {
 		r.errs = append(r.errs, err)
 		return
 	}
