@@ -18,6 +18,7 @@ import (
 	"github.com/weftnet/weft/internal/launcher"
 	"github.com/weftnet/weft/internal/qemu"
 	"github.com/weftnet/weft/internal/store"
+	"github.com/weftnet/weft/internal/vmnet"
 )
 
 // validate holds a manifest against the rules of its kind.
@@ -68,12 +69,22 @@ var _ Backend = (*backend)(nil)
 
 // DomainXML gives the machine of an instance as libvirt would have it.
 func (b *backend) DomainXML(ctx context.Context, key store.Key) (string, error) {
-	if _, err := b.store.Get(ctx, VMI, key); err != nil {
+	vmi, err := b.store.Get(ctx, VMI, key)
+	if err != nil {
 		return "", fmt.Errorf("vmi %s: %w", key, err)
 	}
 	spec, err := launcher.ReadSpec(b.instance.VMDir(key.Namespace, key.Name))
 	if err != nil {
 		return "", &hint.Error{Field: "vmi", Value: key.String(), Problem: "has no machine yet", Err: err, Remedy: "weft describe vmi " + key.Name + " says what it waits for"}
+	}
+	if inst, _, err := kubevirt.FromVMI(vmi); err == nil {
+		for i, nic := range spec.Machine.NICs {
+			for _, iface := range inst.Interfaces {
+				if iface.Name == nic.Network { // cables may have changed since it was started
+					spec.Machine.NICs[i].LinkUp = iface.State != vmnet.Down
+				}
+			}
+		}
 	}
 	return qemu.DomainXML(spec.Machine, "")
 }

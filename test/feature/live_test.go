@@ -127,5 +127,8 @@ func tryNetworkBoot(t *testing.T, l lab) {
 		}
 		return "", nil
 	})
+	if xml := l.MustWeft("vm", "domxml", "netboot"); !strings.Contains(xml, `<link state="down"`) {
+		t.Errorf("the domain XML does not tell the pulled cable:\n%s", xml)
+	}
 	l.MustWeft("delete", "vmi", "netboot")
 }
