@@ -72,7 +72,8 @@ func (c *Controllers) Tasks() []Task {
 	return []Task{
 		c.machines, c.vmis,
 		source(kubevirt.MachineKind, c.machines, nil),
-		source(kubevirt.InstanceKind, c.machines, ownerKeys(kubevirt.MachineKind)),
+		// By name, which both share: one that is not the VM's own stands in its way.
+		source(kubevirt.InstanceKind, c.machines, nil),
 		source(kubevirt.InstanceKind, c.vmis, nil),
 		source(PodKind, c.vmis, ownerKeys(kubevirt.InstanceKind)),
 	}
