@@ -201,13 +201,13 @@ func (n NIC) seen() bool {
 func explain(nic NIC, facts Facts) (missing, remedy string) {
 	switch {
 	case nic.Pod == nil:
-		return "no link " + nic.Request.PodLink + " in the Pod yet", "see the Pod's events and the agent's log"
+		return "no link " + nic.Request.PodLink + " in the Pod yet", "see the Pod's conditions (weft get pod -o yaml) and the agent's log"
 	case nic.Pod.Failure != "":
 		return nic.Pod.Failure, ""
 	case nic.Wire == nil:
 		return "on the Pod, but TAP and bridge are not made", "see the VMI's conditions and the agent's log"
 	case nic.Machine == nil && !facts.MachineRuns:
-		return "wired, but no machine runs: " + facts.MachineReason, "see weft logs " + "for the machine's last words"
+		return "wired, but no machine runs: " + facts.MachineReason, "see weft logs --machine for its last words"
 	case nic.Machine == nil:
 		return "on the Pod, but the machine has no such NIC", "restart the VM so that the machine is built with it"
 	case nic.Stage == Seen:
