@@ -3,9 +3,11 @@ package local
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 
@@ -51,7 +53,7 @@ func readDocument(doc []byte, defaultNamespace string) ([]*store.Object, error) 
 		return nil, &hint.Error{Problem: fmt.Sprintf("the document has %d bytes, more than an object may have", len(doc)), Remedy: "split it; large data belongs into a disk or image"}
 	}
 	var content any
-	if err := yaml.Unmarshal(doc, &content); err != nil {
+	if err := yaml.UnmarshalStrict(doc, &content); err != nil { // strict: no key twice
 		return nil, &hint.Error{Problem: "not YAML or JSON", Err: err, Remedy: "mend the syntax at that line"}
 	}
 	if content == nil { // only comments
@@ -104,6 +106,7 @@ func checkObject(obj *store.Object, defaultNamespace string) error {
 			errs = append(errs, &hint.Error{Field: path[0], Value: fmt.Sprint(v), Problem: "not an object", Remedy: "write it as a mapping"})
 		}
 	}
+	errs = append(errs, checkTexts(obj)...)
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}
@@ -132,6 +135,39 @@ func checkObject(obj *store.Object, defaultNamespace string) error {
 	}
 	unstructured.RemoveNestedField(obj.Object, "status")
 	return errors.Join(errs...)
+}
+
+// checkTexts refuses what YAML took for something else than text: a list as an
+// annotation, a label y. Such fields would count as not given at all.
+func checkTexts(obj *store.Object) []error {
+	metadata, _ := obj.Object["metadata"].(map[string]any)
+	var errs []error
+	refuse := func(field string, value any) {
+		text, err := json.Marshal(value)
+		if err != nil {
+			text = nil // shown without
+		}
+		errs = append(errs, &hint.Error{Field: "metadata." + field, Value: string(text), Problem: "is not text", Remedy: "put it in quotes"})
+	}
+	for _, field := range []string{"name", "namespace", "generateName"} {
+		if value, given := metadata[field]; given && value != nil {
+			if _, isText := value.(string); !isText {
+				refuse(field, value)
+			}
+		}
+	}
+	for _, field := range []string{"labels", "annotations"} {
+		entries, isMap := metadata[field].(map[string]any)
+		if metadata[field] != nil && !isMap {
+			errs = append(errs, &hint.Error{Field: "metadata." + field, Value: fmt.Sprint(metadata[field]), Problem: "not an object", Remedy: "write it as a mapping"})
+		}
+		for _, key := range slices.Sorted(maps.Keys(entries)) {
+			if _, isText := entries[key].(string); !isText {
+				refuse(field+"["+key+"]", entries[key])
+			}
+		}
+	}
+	return errs
 }
 
 func unknownKind(gvk schema.GroupVersionKind) error {
