@@ -51,6 +51,7 @@ func TestAdmission(t *testing.T) {
 		{"passt", nets("{name: p, passt: {}}", pod), ifaces + "[0].passt", "Passt network binding has been discontinued since v1.3"},
 		{"macvtap", nets("{name: m, macvtap: {}}", mul), ifaces + "[0].macvtap", "Macvtap network binding has been discontinued since v1.3"},
 		{"core passt", nets("{name: p, passtBinding: {}}", pod), ifaces + "[0].name", "PasstBinding feature gate is not enabled"},
+		{"SR-IOV", nets("{name: m, sriov: {}}", mul), ifaces + "[0].sriov", "SR-IOV NICs are not supported on one machine yet"},
 		{"plugin", nets("{name: p, binding: {name: zap}}", pod), ifaces + "[0].binding", "unable to find the network binding plugin 'zap' in Kubevirt configuration"},
 		{"network without interface", nets("{name: p, masquerade: {}}", pod+", "+mul), "spec.networks[1].name", "spec.networks[1].name 'm' not found."},
 		{"interface without network", nets("{name: p, masquerade: {}}, {name: m, bridge: {}}", pod), ifaces + "[1].name", ifaces + "[1].name 'm' not found."},
@@ -131,6 +132,20 @@ func TestAdmission(t *testing.T) {
 				t.Error("no remedy")
 			}
 		})
+	}
+}
+
+// TestStateOnSRIOV: KubeVirt's words for a cable that cannot be pulled, beside
+// ours for the binding.
+func TestStateOnSRIOV(t *testing.T) {
+	for _, state := range []string{"up", "down"} {
+		_, _, err := kubevirt.FromVMI(parse(t, []byte("spec:\n  "+strings.ReplaceAll(nets("{name: m, sriov: {}, state: "+state+"}", mul), "\n", "\n  "))))
+		found := slices.ContainsFunc(hintsOf(err), func(h *hint.Error) bool {
+			return h.Field == ifaces+"[0].state" && h.Problem == `"m" interface's state "`+state+`" is not supported for SR-IOV NICs`
+		})
+		if !found {
+			t.Errorf("state %s: %v", state, err)
+		}
 	}
 }
 
