@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	cni "github.com/containernetworking/cni/pkg/types/100"
 
@@ -120,7 +121,9 @@ func newNode(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, dir: dir, records: records, pods: pods{}, runtime: libcni.NewCNIConfigWithCacheDir([]string{binDir}, filepath.Join(dir, "cache"), nil), log: &syncBuffer{}}
+	// Not libcni's own, which it makes at the first call, whoever makes that.
+	executor := &invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}}
+	n := &node{t: t, dir: dir, records: records, pods: pods{}, runtime: libcni.NewCNIConfigWithCacheDir([]string{binDir}, filepath.Join(dir, "cache"), executor), log: &syncBuffer{}}
 	if err := os.Mkdir(filepath.Join(dir, "ns"), 0o700); err != nil {
 		t.Fatal(err)
 	}
