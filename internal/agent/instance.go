@@ -238,8 +238,12 @@ func (n *Node) podJourney(journey status.Journey, pod *store.Object) (status.Jou
 			Request: status.Request{Network: string(a.Interface), Source: a.Network, PodLink: string(a.Interface), Primary: a.Default},
 			Stage:   status.Attached, Pod: &fact,
 		}
-		if fact.Failure != "" {
+		switch {
+		case fact.Failure != "":
 			nic.Stage, nic.Missing = status.Requested, fact.Failure
+		case fact.MAC == "":
+			nic.Missing = "its plugin says that it is there, but the Pod has no link " + string(a.Interface)
+			nic.Remedy = "see that plugin's documentation: some give a device that is no link"
 		}
 		journey.NICs = append(journey.NICs, nic)
 	}
