@@ -38,8 +38,9 @@ func TestBadInput(t *testing.T) {
 		t.Fatal("no cases", err)
 	}
 	t.Parallel()
+	bin := plugins(t) // first: they have to outlast the machine
 	m := machine.New(t)
-	m.StartAgent("--cni-bin-dirs", plugins(t)+":/usr/lib/cni")
+	m.StartAgent("--cni-bin-dirs", bin+":/usr/lib/cni")
 	before := standing(t, m)
 	for _, file := range files {
 		name := strings.TrimSuffix(filepath.Base(file), ".yaml")
@@ -212,6 +213,7 @@ func plugins(t *testing.T) string {
 		"crash":   "kill -SEGV $$",
 		"garbage": "echo '<html>moved</html>'",
 		"refuse":  `echo '{"cniVersion":"1.0.0","code":7,"msg":"no uplink","details":"plug it in"}'; exit 1`,
+		"lie":     `echo '{"cniVersion":"1.0.0","interfaces":[{"name":"'$CNI_IFNAME'","sandbox":"'$CNI_NETNS'"}],"ips":[{"address":"10.6.0.2/24","interface":0}]}'`,
 		"hang":    `while [ -e "$0.hangs" ]; do sleep 0.1; done; exit 1`,
 	} {
 		// It takes part in ADD only: what DEL finds is nothing.
@@ -223,12 +225,12 @@ func plugins(t *testing.T) string {
 	return dir
 }
 
-// TestHungPlugin: one that never answers holds up nothing but its own Pod, is
+// TestPlugins: one that never answers holds up nothing but its own Pod, is
 // killed in the end, and what was made for it goes.
-func TestHungPlugin(t *testing.T) {
+func TestPlugins(t *testing.T) {
 	t.Parallel()
+	bin := plugins(t) // first: they have to outlast the machine
 	m := machine.New(t)
-	bin := plugins(t)
 	hangs := filepath.Join(bin, "weft-test-hang.hangs")
 	if err := os.WriteFile(hangs, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -251,6 +253,18 @@ spec: {config: '{"cniVersion": "1.0.0", "type": "weft-test-hang"}'}
 	}
 	if out := m.MustWeft("get", "pod", "good"); !strings.Contains(out, " ready ") {
 		t.Errorf("the good Pod had to wait:\n%s", out)
+	}
+	// One that lies about a link gets away with it: it may have given a device
+	// that is none. But that is told.
+	const lie = `apiVersion: k8s.cni.cncf.io/v1
+kind: NetworkAttachmentDefinition
+metadata: {name: lie}
+spec: {config: '{"cniVersion": "1.0.0", "type": "weft-test-lie"}'}
+---
+`
+	stdout, stderr, code = m.Run(lie+pod("dupe", "lie"), "up", "-f", "-")
+	if want := "! pod dupe, net1: its plugin says that it is there, but the Pod has no link net1; "; code != 0 || !strings.Contains(stdout, want) {
+		t.Errorf("exit code %d, want 0 and %q\n%s%s", code, want, stdout, stderr)
 	}
 	_, stderr, code = m.Run("", "up", "--timeout", "3m")
 	want := `weft: pod default/hung failed: network default/hang: CNI ADD of plugin "weft-test-hang": did not answer: killed after 1m0s; `

@@ -37,6 +37,7 @@ func TestCommands(t *testing.T) {
 	}
 	t.Run("get", func(t *testing.T) { get(t, m) })
 	t.Run("describe", func(t *testing.T) { describe(t, m) })
+	t.Run("vmi", func(t *testing.T) { instance(t, m) })
 	t.Run("watch", func(t *testing.T) { watch(t, m) })
 	t.Run("apply and delete", func(t *testing.T) { applyDelete(t, m) })
 	t.Run("exec", func(t *testing.T) { execute(t, m) })
@@ -138,6 +139,59 @@ func describe(t *testing.T, m *machine.Machine) {
 	m.MustWeft("delete", "pod", "lost")
 }
 
+// instance shows one whose machine cannot be started: wired, and why it is no more.
+func instance(t *testing.T, m *machine.Machine) {
+	const vmi = `apiVersion: kubevirt.io/v1
+kind: VirtualMachineInstance
+metadata: {name: still}
+spec:
+  domain:
+    memory: {guest: 64Mi}
+    firmware: {kernelBoot: {container: {image: localhost/none:1, kernelPath: /boot/vmlinuz}}}
+    devices: {interfaces: [{name: default, masquerade: {}}, {name: lab, bridge: {}, macAddress: "02:00:00:00:00:0c"}]}
+  networks: [{name: default, pod: {}}, {name: lab, multus: {networkName: lab}}]
+`
+	if stdout, stderr, code := m.Run(vmi, "up", "-f", "-"); code != 1 || !strings.Contains(stdout, "vmi/still") {
+		t.Errorf("up: exit code %d\n%s%s", code, stdout, stderr)
+	}
+	const heading = "NAMESPACE NAME PHASE READY IP NICS"
+	for args, want := range map[string]string{
+		"get vmi":                  heading + "\ndefault still Scheduling False - -\n",
+		"get vmi still -o wide":    heading + " INFO SOURCE\ndefault still Scheduling False - - -\n",
+		"get vmis -A":              heading + "\ndefault still Scheduling False - -\n",
+		"get vmi -n prod -o table": "no virtualmachineinstance\n",
+	} {
+		out := regexp.MustCompile(` +`).ReplaceAllString(m.MustWeft(strings.Fields(args)...), " ")
+		if out != want {
+			t.Errorf("weft %s:\n%swant\n%s", args, out, want)
+		}
+	}
+	if diff := cmp.Diff("VirtualMachineInstance", m.Get("vmi", "still")["kind"]); diff != "" {
+		t.Error(diff)
+	}
+	documents(t, m, "vmi")
+	out := m.MustWeft("describe", "vmi", "still")
+	for _, want := range []string{
+		`VirtualMachineInstance default/still   phase Scheduling`,
+		`  Pod    virt-launcher-still-[0-9a-f]{5}`,
+		`note   spec.domain.firmware.kernelBoot.container.image "localhost/none:1": image is not in the local store`,
+		`\[x\] requested  default/lab, bridge binding as pod[0-9a-f]{11}`,
+		`\[x\] attached   pod[0-9a-f]{11}, mac 02:00:00:00:00:0c, `,
+		`\[ \] plugged`, `\[ \] seen`,
+	} {
+		if !regexp.MustCompile(want).MatchString(out) {
+			t.Errorf("describe lacks %q:\n%s", want, out)
+		}
+	}
+	if out := m.MustWeft("get", "nicidentity"); strings.Count(out, "still") != 4 || !strings.Contains(out, "02:00:00:00:00:0c") {
+		t.Errorf("identities:\n%s", out)
+	}
+	m.MustWeft("delete", "vmi", "still")
+	if out := m.MustWeft("get", "nicidentity"); out != "no nicidentity\n" {
+		t.Errorf("identities of a deleted instance:\n%s", out)
+	}
+}
+
 // pod is a Pod's document.
 func pod(name, networks string) string {
 	return "apiVersion: v1\nkind: Pod\nmetadata: {name: " + name + ", annotations: {k8s.v1.cni.cncf.io/networks: '" + networks + "'}}\n"
@@ -192,7 +246,7 @@ func applyDelete(t *testing.T, m *machine.Machine) {
 	}{
 		{two, "apply -f -", "pod default/one created\npod default/two created\n"},
 		{two, "apply -f -", "pod default/one unchanged\npod default/two unchanged\n"},
-		{strings.Replace(two, "{name: two", "{name: two, labels: {x: y}", 1), "apply -f -", "pod default/one unchanged\npod default/two configured\n"},
+		{strings.Replace(two, "{name: two", "{name: two, labels: {x: z}", 1), "apply -f -", "pod default/one unchanged\npod default/two configured\n"},
 		{two, "delete -f -", "pod default/two deleted\npod default/one deleted\n"},
 		{two, "delete -f -", "pod default/two absent\npod default/one absent\n"},
 		{pod("one", ""), "apply -n fresh -f -", "pod fresh/one created\n"},
