@@ -392,8 +392,14 @@ func sideBySide(t *testing.T, m *machine.Machine) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) }) // down --purge has emptied it
 	root := []string{"--root", dir}
+	t.Cleanup(func() {
+		// Nothing to do, unless the test ended half-way.
+		if out, err := m.Weft(append(root, "down", "--all", "--purge")...); err != nil {
+			t.Errorf("down of the other instance: %v\n%s", err, out)
+		}
+		_ = os.RemoveAll(dir) // down --purge has emptied it
+	})
 	weft := func(args ...string) string {
 		t.Helper()
 		stdout, stderr, code := m.Run("", slices.Concat(root, args)...)
