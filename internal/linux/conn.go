@@ -16,6 +16,13 @@ import (
 // up to 32 KiB of it (net/netlink/af_netlink.c, netlink_dump).
 const receiveBuffer = 64 << 10
 
+// buffers are for the length of one exchange each: a connection of its own would
+// cost most attachments a new one.
+var buffers = sync.Pool{New: func() any {
+	b := make([]byte, receiveBuffer)
+	return &b
+}}
+
 // dumpTries bounds how often a dump that changed under the reader is repeated.
 const dumpTries = 20
 
@@ -29,7 +36,6 @@ type Conn struct {
 	mu  sync.Mutex
 	fd  int
 	seq uint32
-	buf []byte
 }
 
 // Dial opens a netlink socket of the protocol (unix.NETLINK_ROUTE,
@@ -87,7 +93,7 @@ func (c *Conn) Do(msgType uint16, flags int, payload ...nl.NetlinkRequestData) e
 // Get sends a request that one message answers.
 func (c *Conn) Get(msgType uint16, payload ...nl.NetlinkRequestData) ([]byte, error) {
 	var answer []byte
-	err := c.exchange(msgType, unix.NLM_F_ACK, payload, func(data []byte) error {
+	err := c.exchange(msgType, 0, payload, func(data []byte) error {
 		answer = append([]byte(nil), data...)
 		return nil
 	})
@@ -122,16 +128,15 @@ func (c *Conn) exchange(msgType uint16, flags int, payload []nl.NetlinkRequestDa
 	if err := c.send(req.Serialize()); err != nil {
 		return fmt.Errorf("send netlink message: %w", err)
 	}
-	if c.buf == nil {
-		c.buf = make([]byte, receiveBuffer)
-	}
-	r := reply{seq: c.seq, dump: flags&unix.NLM_F_DUMP == unix.NLM_F_DUMP, each: f}
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	r := reply{seq: c.seq, dump: flags&unix.NLM_F_DUMP == unix.NLM_F_DUMP, single: flags == 0, each: f}
 	for !r.done {
-		n, err := c.receive()
+		n, err := c.receive(*buf)
 		if err != nil {
 			return fmt.Errorf("read netlink message: %w", err)
 		}
-		if err := r.read(c.buf[:n]); err != nil {
+		if err := r.read((*buf)[:n]); err != nil {
 			return err
 		}
 	}
@@ -147,9 +152,9 @@ func (c *Conn) send(msg []byte) error {
 	}
 }
 
-func (c *Conn) receive() (int, error) {
+func (c *Conn) receive(buf []byte) (int, error) {
 	for {
-		n, from, err := unix.Recvfrom(c.fd, c.buf, 0)
+		n, from, err := unix.Recvfrom(c.fd, buf, 0)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
@@ -168,7 +173,9 @@ func (c *Conn) receive() (int, error) {
 type reply struct {
 	seq  uint32
 	dump bool
-	each func([]byte) error
+	// single: one message answers, and no other follows it.
+	single bool
+	each   func([]byte) error
 
 	done        bool
 	interrupted bool
@@ -202,6 +209,7 @@ func (r *reply) message(h *unix.NlMsghdr, data []byte) {
 		if r.each != nil && r.eachErr == nil {
 			r.eachErr = r.each(data)
 		}
+		r.done = r.single
 	}
 }
 

@@ -32,7 +32,7 @@ type NS struct {
 // OpenNS opens the namespace bound to path, or /proc/PID/ns/net. The error is
 // fs.ErrNotExist if nothing is there and ErrNotNS if something else is.
 func OpenNS(path string) (*NS, error) {
-	file, err := os.Open(path)
+	file, err := openFile(path, unix.O_RDONLY)
 	if err != nil {
 		return nil, fmt.Errorf("open namespace: %w", err)
 	}
@@ -91,18 +91,19 @@ func (n *NS) ID() (ID, error) {
 // another one for a moment, locked. Opened once: to open it takes longer than to
 // enter another one and come back.
 var home = sync.OnceValues(func() (*os.File, error) {
-	file, err := os.Open("/proc/thread-self/ns/net")
+	file, err := openFile("/proc/thread-self/ns/net", unix.O_RDONLY)
 	if err != nil {
 		return nil, fmt.Errorf("open the process's own namespace: %w", err)
 	}
 	return file, nil
 })
 
-// Do runs f on a thread that is inside the namespace. f must not leave the
-// thread or start goroutines that count on the namespace; sockets and processes
-// it opens there stay there.
+// Do runs f inside the namespace, on the thread of its caller: to hand it to
+// another one takes longer than to go there and back. f must not enter another
+// namespace or start goroutines that count on this one; sockets and processes it
+// opens there stay there.
 func (n *NS) Do(f func() error) error {
-	return onThread(func() error {
+	return visit(func() error {
 		if err := unix.Setns(n.FD(), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter namespace %s: %w", n.path, rootHint(err))
 		}
@@ -110,32 +111,27 @@ func (n *NS) Do(f func() error) error {
 	}, f)
 }
 
-// onThread runs f on a thread of its own between enter and the way home. A
-// thread that cannot go back stays locked, so that the runtime ends it with its
-// goroutine.
-func onThread(enter, f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		// The thread was not locked until now, so it is at home.
-		back, err := home()
-		if err == nil {
-			err = enter()
-		}
-		if err != nil {
-			runtime.UnlockOSThread()
-			done <- err
-			return
-		}
-		err = f()
+// visit runs f between enter and the way home. A thread that cannot go back
+// stays locked, so that no other goroutine meets it and the runtime ends it with
+// this one.
+func visit(enter, f func() error) (err error) {
+	back, err := home()
+	if err != nil {
+		return err
+	}
+	runtime.LockOSThread()
+	if err := enter(); err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	defer func() { // even if f panics
 		if backErr := unix.Setns(int(back.Fd()), unix.CLONE_NEWNET); backErr != nil {
-			done <- errors.Join(err, fmt.Errorf("leave the namespace: %w", backErr))
+			err = errors.Join(err, fmt.Errorf("leave the namespace: %w", backErr))
 			return
 		}
 		runtime.UnlockOSThread()
-		done <- err
 	}()
-	return <-done
+	return f()
 }
 
 // InNS opens the namespace at path, runs f inside it and closes it again.
@@ -210,7 +206,7 @@ func loopbackUp() error {
 // way home. Ending the thread inside would do for most threads, but the process's
 // first one never ends, and would keep the namespace alive.
 func inThrowaway(f func() error) error {
-	return onThread(func() error {
+	return visit(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("make namespace: %w", rootHint(err))
 		}

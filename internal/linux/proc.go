@@ -3,6 +3,7 @@ package linux
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
@@ -16,7 +17,12 @@ const sysctlRoot = "/proc/sys/"
 // Sysctl reads a setting in the calling thread's namespace; use NS.Do. The path
 // is slash-separated below /proc/sys.
 func Sysctl(path string) (string, error) {
-	b, err := os.ReadFile(sysctlRoot + path)
+	f, err := openFile(sysctlRoot+path, unix.O_RDONLY)
+	if err != nil {
+		return "", fmt.Errorf("read sysctl: %w", err)
+	}
+	defer f.Close() // only read
+	b, err := io.ReadAll(f)
 	if err != nil {
 		return "", fmt.Errorf("read sysctl: %w", err)
 	}
@@ -25,7 +31,7 @@ func Sysctl(path string) (string, error) {
 
 // SetSysctl writes a setting in the calling thread's namespace; use NS.Do.
 func SetSysctl(path, value string) error {
-	f, err := os.OpenFile(sysctlRoot+path, os.O_WRONLY, 0)
+	f, err := openFile(sysctlRoot+path, unix.O_WRONLY)
 	if err != nil {
 		return fmt.Errorf("set sysctl: %w", err)
 	}
@@ -34,6 +40,20 @@ func SetSysctl(path, value string) error {
 		return fmt.Errorf("set sysctl %s to %q: %w", path, value, err)
 	}
 	return nil
+}
+
+// openFile is os.OpenFile for files nobody waits for: without the runtime's
+// poller, whose thread every opened setting would wake.
+func openFile(path string, mode int) (*os.File, error) {
+	for {
+		fd, err := unix.Open(path, mode|unix.O_CLOEXEC, 0)
+		switch {
+		case err == nil:
+			return os.NewFile(uintptr(fd), path), nil
+		case !errors.Is(err, unix.EINTR):
+			return nil, &os.PathError{Op: "open", Path: path, Err: err}
+		}
+	}
 }
 
 // BootID is a value the kernel makes anew at each boot: what was recorded under
