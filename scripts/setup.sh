@@ -30,6 +30,8 @@ libxml2-utils             xmllint
 libvirt-clients           virsh virt-xml-validate
 libvirt-daemon            libvirtd
 libvirt-daemon-driver-qemu /usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so
+runc                      runc
+curl                      curl
 gcc                       gcc
 libc6-dev                 /usr/include/stdlib.h
 '

@@ -2,7 +2,7 @@
 # Runs every test lane and says how long each took. A lane that cannot run
 # fails; with CI set, tests that would skip for want of root or a program fail.
 #
-#   scripts/test.sh [LANE...]      all lanes without arguments
+#   scripts/test.sh [LANE...]      all lanes without arguments, but kube
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -35,6 +35,19 @@ vm() {
 	WEFT_VM=1 go test -count=1 -p 1 -timeout 40m "${packages[@]}"
 }
 
+# Packages whose tests run on a real Kubernetes cluster. Its programs are built
+# here, where one sees it: the first time takes a quarter of an hour.
+kube() {
+	local packages
+	test/kubelab/build.sh
+	mapfile -t packages < <(grep -rl --include='*_test.go' 'weft/test/kubelab"' . | grep -v '^./bench/' | xargs -r -n1 dirname | sort -u)
+	if [ ${#packages[@]} -eq 0 ]; then
+		echo "no package has a test on a cluster"
+		return 1
+	fi
+	WEFT_KUBE=1 go test -count=1 -p 1 -timeout 30m ./test/kubelab "${packages[@]}"
+}
+
 # What a newcomer runs first must work.
 demo() { make --no-print-directory demo; }
 
@@ -43,7 +56,8 @@ inventory() {
 	ip netns list | awk '{ print "namespace " $1 }'
 	ip -o link | awk -F': ' '{ sub(/@.*/, "", $2); print "link " $2 }'
 	nft list tables 2>/dev/null | sed 's/^/nft /'
-	ps -eo pid=,comm= | awk '$2 ~ /^(qemu-system|weft|dhclient)/ { print "process " $2 " " $1 }'
+	ps -eo pid=,comm= | awk '$2 ~ /^(qemu-system|weft|dhclient|etcd|kube|containerd)/ { print "process " $2 " " $1 }'
+	find /sys/fs/cgroup -maxdepth 2 -name 'weft-*' 2>/dev/null | sed 's/^/cgroup /'
 }
 leaks() {
 	local left deadline=$((SECONDS + 15))
