@@ -31,6 +31,9 @@ var (
 // deadline bounds everything that happens in the background.
 const deadline = 20 * time.Second
 
+// limit bounds each case: some make thousands of writes, over a network.
+const limit = 5 * time.Minute
+
 // Run runs the suite. open gives a store, the same or a new one each time; it
 // registers its own cleanup.
 func Run(t *testing.T, open func(t *testing.T) store.Store) {
@@ -68,7 +71,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 2*deadline)
+			ctx, cancel := context.WithTimeout(t.Context(), limit)
 			t.Cleanup(cancel)
 			f := &fixture{T: t, s: open(t), ctx: ctx}
 			f.ns = f.namespace()
