@@ -204,9 +204,6 @@ func (e *Engine) sandboxGroup(id string) uint32 {
 	return netstate.GroupOf(netstate.Alias(e.Instance, ownerAttachment+id))
 }
 
-// Isolation lets a Pod use networks of its own namespace and of those listed.
-type Isolation struct{ Namespaces []string }
-
 // Request asks for the networks of one sandbox.
 type Request struct {
 	// ID is the sandbox's; NetNS the path of its network namespace.
@@ -227,7 +224,7 @@ type Request struct {
 	// its annotation says.
 	Everywhere []DefaultNetwork
 	// Isolation, if set, bounds which namespaces' networks annotations may name.
-	Isolation *Isolation
+	Isolation *record.Isolation
 	// RuntimeConfig and CNIArgs as the container runtime passed them.
 	RuntimeConfig map[string]json.RawMessage
 	CNIArgs       [][2]string
@@ -259,7 +256,7 @@ func (e *Engine) Add(ctx context.Context, req Request) (*record.Sandbox, error) 
 	if err != nil {
 		return nil, err
 	}
-	box = &record.Sandbox{ID: req.ID, NetNS: req.NetNS, Pod: req.Pod, BootID: e.BootID, Durable: req.Durable}
+	box = &record.Sandbox{ID: req.ID, NetNS: req.NetNS, Pod: req.Pod, BootID: e.BootID, Durable: req.Durable, Isolation: req.Isolation}
 	if len(delegates) == 0 {
 		return box, nil // nothing to remember
 	}

@@ -26,6 +26,9 @@ func (e *Engine) Attach(ctx context.Context, id string, selection netattach.Sele
 	if selection.Field == "" {
 		selection.Field = "network selection"
 	}
+	if err := isolated(box.Isolation, box.Pod.Namespace, []netattach.Selection{selection}); err != nil {
+		return nil, err
+	}
 	if there := box.Find(netstate.IfName(selection.Interface)); there != nil && there.Network == selection.FullName() {
 		if there.Stage == record.Attached {
 			return box, nil

@@ -340,3 +340,23 @@ func TestSameSandboxAtOnce(t *testing.T) {
 	}
 	w.empty()
 }
+
+func TestIsolationHoldsForHotplug(t *testing.T) {
+	w := newWorld(t)
+	w.nads.add("other/plain", `{"cniVersion":"1.0.0","type":"bridge","bridge":"br9"}`)
+	w.namespace("a")
+	req := w.request("a", "")
+	req.Isolation = &record.Isolation{Namespaces: []string{"default"}}
+	if _, err := w.engine.Add(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	w.restart() // it stands in the record
+	_, err := w.engine.Attach(t.Context(), "a", netattach.Selection{Namespace: "other", Name: "plain", Field: "networks[0]"})
+	if err == nil || !strings.Contains(err.Error(), "isolated by namespace") {
+		t.Errorf("a network of another namespace is attached: %v", err)
+	}
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	w.empty()
+}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/weftnet/weft/api/netattach"
 	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/record"
 )
 
 // resolve looks everything up that Resolve wants to know.
@@ -21,7 +22,11 @@ func (e *Engine) resolve(ctx context.Context, req Request) ([]Delegate, error) {
 	if err := errors.Join(networksErr, chosenErr); err != nil {
 		return nil, err
 	}
-	if err := isolated(req, networks, chosen); err != nil {
+	all := networks
+	if chosen != nil {
+		all = append(slices.Clone(networks), *chosen)
+	}
+	if err := isolated(req.Isolation, req.Pod.Namespace, all); err != nil {
 		return nil, err
 	}
 	if err := e.claimsExist(ctx, req.Pod.Namespace, networks); err != nil {
@@ -114,22 +119,18 @@ func (e *Engine) everywhere(ctx context.Context, req Request, q *Question) error
 	return nil
 }
 
-// isolated refuses networks of namespaces the Pod may not use, the one it would
+// isolated refuses networks of namespaces a Pod may not use, the one it would
 // have as its default network included.
-func isolated(req Request, networks []netattach.Selection, chosen *netattach.Selection) error {
-	if req.Isolation == nil {
+func isolated(isolation *record.Isolation, namespace string, all []netattach.Selection) error {
+	if isolation == nil {
 		return nil
-	}
-	all := networks
-	if chosen != nil {
-		all = append(slices.Clone(networks), *chosen)
 	}
 	var errs []error
 	for _, s := range all {
-		if s.Namespace != req.Pod.Namespace && !slices.Contains(req.Isolation.Namespaces, s.Namespace) {
+		if s.Namespace != namespace && !slices.Contains(isolation.Namespaces, s.Namespace) {
 			errs = append(errs, &hint.Error{
-				Field: s.Field + ".namespace", Value: s.Namespace, Problem: "networks are isolated by namespace, and the Pod is in " + req.Pod.Namespace,
-				Remedy: "use a network of namespace " + req.Pod.Namespace + ", or have the namespace added to globalNamespaces",
+				Field: s.Field + ".namespace", Value: s.Namespace, Problem: "networks are isolated by namespace, and the Pod is in " + namespace,
+				Remedy: "use a network of namespace " + namespace + ", or have the namespace added to globalNamespaces",
 			})
 		}
 	}

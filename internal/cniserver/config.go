@@ -13,6 +13,7 @@ import (
 
 	"github.com/weftnet/weft/internal/chain"
 	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/record"
 )
 
 // netConf is the network configuration of weft-cni. Its keys are Multus' where
@@ -124,18 +125,18 @@ func (c netConf) systemNamespaces() []string {
 }
 
 // isolation gives what namespaceIsolation asks for.
-func (c netConf) isolation() *chain.Isolation {
+func (c netConf) isolation() *record.Isolation {
 	if !c.NamespaceIsolation {
 		return nil
 	}
 	if c.GlobalNamespaces == "" {
-		return &chain.Isolation{Namespaces: []string{"default"}}
+		return &record.Isolation{Namespaces: []string{"default"}}
 	}
 	var namespaces []string
 	for name := range strings.SplitSeq(c.GlobalNamespaces, ",") {
 		namespaces = append(namespaces, strings.TrimSpace(name))
 	}
-	return &chain.Isolation{Namespaces: namespaces}
+	return &record.Isolation{Namespaces: namespaces}
 }
 
 // namespace is where networks that name none are looked up.

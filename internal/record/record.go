@@ -64,8 +64,15 @@ type Sandbox struct {
 	// Durable: the record must outlast a power loss, because something that it
 	// alone knows does too: state of a foreign plugin, or a VM.
 	Durable bool `json:"durable,omitempty"`
+	// Isolation bounds which namespaces' networks the Pod may use; nil: nothing does.
+	Isolation *Isolation `json:"isolation,omitempty"`
 	// Attachments in the order in which they were made; undone in reverse.
 	Attachments []*Attachment `json:"attachments"`
+}
+
+// Isolation lets a Pod use networks of its own namespace and of those listed.
+type Isolation struct {
+	Namespaces []string `json:"namespaces"`
 }
 
 // Pod says whose sandbox it is. Empty on sandboxes of no Pod.
