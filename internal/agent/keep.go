@@ -13,14 +13,11 @@ import (
 	"github.com/weftnet/weft/api/v1alpha1"
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/netstate"
+	"github.com/weftnet/weft/internal/networks"
 	"github.com/weftnet/weft/internal/reconcile"
 	"github.com/weftnet/weft/internal/record"
 	"github.com/weftnet/weft/internal/store"
 )
-
-// ipamClaimKind is the object a Pod's annotation names by ipam-claim-reference
-// (de-facto standard v1.3, section 8).
-var ipamClaimKind = kindOf{Group: "k8s.cni.cncf.io", Version: "v1alpha1", Kind: "IPAMClaim"}
 
 // keeper keeps the addresses of objects of one kind for as long as the object
 // exists, whether a Pod has them or not.
@@ -44,7 +41,7 @@ func (n *Node) keepersOf() []*keeper {
 			return identity.Spec.Leases, nil
 		},
 	}
-	claims := &keeper{kind: ipamClaimKind, owner: ipam.ClaimOwner, parse: ipam.ParseClaimOwner, leases: claimLeases}
+	claims := &keeper{kind: networks.ClaimKind, owner: ipam.ClaimOwner, parse: ipam.ParseClaimOwner, leases: claimLeases}
 	for _, k := range []*keeper{nics, claims} {
 		k.loop = reconcile.NewLoop("addresses of "+k.kind.Kind, 1, n.cfg.Log, func(ctx context.Context, key store.Key) (time.Duration, error) {
 			return n.trim(ctx, k, key)
@@ -178,7 +175,7 @@ func (n *Node) writeClaims(ctx context.Context, sandbox *record.Sandbox) error {
 }
 
 func (n *Node) writeClaim(ctx context.Context, key store.Key, leases []v1alpha1.Lease, prefixes []netip.Prefix) error {
-	claim, err := n.get(ctx, ipamClaimKind, key)
+	claim, err := n.get(ctx, networks.ClaimKind, key)
 	if err != nil || claim == nil {
 		return err
 	}

@@ -7,14 +7,15 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/networks"
 )
 
 // The kinds weft takes on one machine.
 var (
 	Namespace = schema.GroupVersionKind{Version: "v1", Kind: "Namespace"}
 	Pod       = schema.GroupVersionKind{Version: "v1", Kind: "Pod"}
-	NAD       = schema.GroupVersionKind{Group: "k8s.cni.cncf.io", Version: "v1", Kind: "NetworkAttachmentDefinition"}
-	IPAMClaim = schema.GroupVersionKind{Group: "k8s.cni.cncf.io", Version: "v1alpha1", Kind: "IPAMClaim"}
+	NAD       = networks.DefinitionKind
+	IPAMClaim = networks.ClaimKind
 	VMI       = schema.GroupVersionKind{Group: "kubevirt.io", Version: "v1", Kind: "VirtualMachineInstance"}
 	VM        = schema.GroupVersionKind{Group: "kubevirt.io", Version: "v1", Kind: "VirtualMachine"}
 	// Identity is the NIC identity of a VM's interface, weft's own kind.
