@@ -11,6 +11,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,6 +22,7 @@ import (
 	"github.com/weftnet/weft/internal/chain"
 	"github.com/weftnet/weft/internal/dataplane"
 	"github.com/weftnet/weft/internal/image"
+	"github.com/weftnet/weft/internal/networks"
 	"github.com/weftnet/weft/internal/qemu"
 	"github.com/weftnet/weft/internal/reconcile"
 	"github.com/weftnet/weft/internal/record"
@@ -67,11 +70,13 @@ type Node struct {
 	// returning are the launcher Pods that were there when the agent started and
 	// have not been looked at yet.
 	returning map[store.Key]bool
+	// failing are Pods that could not be attached: a changed network may help.
+	failing map[store.Key]bool
 }
 
 // New makes a Node.
 func New(cfg Config) *Node {
-	n := &Node{cfg: cfg, machines: map[store.Key]*machine{}, returning: map[store.Key]bool{}}
+	n := &Node{cfg: cfg, machines: map[store.Key]*machine{}, returning: map[store.Key]bool{}, failing: map[store.Key]bool{}}
 	const workers = 8 // stopping a guest holds one for seconds
 	n.pods = reconcile.NewLoop("pods", workers, cfg.Log, n.reconcilePod)
 	n.keepers = n.keepersOf()
@@ -100,6 +105,7 @@ func (n *Node) Sources() []reconcile.Source {
 	sources := []reconcile.Source{
 		{Store: n.cfg.Store, GVK: podKind, Loop: n.pods},
 		{Store: n.cfg.Store, GVK: kubevirt.InstanceKind, Loop: n.pods, Keys: n.unseen},
+		{Store: n.cfg.Store, GVK: networks.DefinitionKind, Loop: n.pods, Keys: n.hopeful},
 	}
 	for _, k := range n.keepers {
 		sources = append(sources, reconcile.Source{Store: n.cfg.Store, GVK: k.kind, Loop: k.loop})
@@ -135,6 +141,25 @@ func (n *Node) unseen(vmi *store.Object) []store.Key {
 		}
 	}
 	return nil
+}
+
+// hopeful gives the Pods that could not be attached: one of them may have waited
+// for this network.
+func (n *Node) hopeful(*store.Object) []store.Key {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Collect(maps.Keys(n.failing))
+}
+
+// noteFailing remembers whether a Pod could be attached.
+func (n *Node) noteFailing(pod store.Key, failing bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if failing {
+		n.failing[pod] = true
+	} else {
+		delete(n.failing, pod)
+	}
 }
 
 func (n *Node) setMachine(pod store.Key, m *machine) {

@@ -39,9 +39,11 @@ func (n *Node) reconcilePod(ctx context.Context, key store.Key) (time.Duration, 
 	defer n.returned(key)
 	pod, err := n.get(ctx, podKind, key)
 	if err != nil || pod == nil {
+		n.noteFailing(key, false)
 		return 0, err
 	}
 	if pod.GetDeletionTimestamp() != nil {
+		n.noteFailing(key, false)
 		return 0, n.endPod(ctx, pod)
 	}
 	if !slices.Contains(pod.GetFinalizers(), finalizer) {
@@ -52,6 +54,7 @@ func (n *Node) reconcilePod(ctx context.Context, key store.Key) (time.Duration, 
 		}
 	}
 	sandbox, attachErr := n.attach(ctx, pod)
+	n.noteFailing(key, attachErr != nil)
 	if attachErr != nil {
 		return 0, errors.Join(attachErr, n.writeFailure(ctx, pod, attachErr))
 	}
