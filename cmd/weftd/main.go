@@ -1,5 +1,7 @@
 // Command weftd is the agent of one machine: it holds the objects, makes the
-// Pods' networks, runs the guests' DHCP servers and watches over the VMs.
+// Pods' networks, runs the guests' DHCP servers and watches over the VMs. With
+// --node it is the agent of a Kubernetes node and answers its runtime's CNI
+// calls.
 package main
 
 import (
@@ -14,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/weftnet/weft/internal/local"
+	"github.com/weftnet/weft/internal/nodeagent"
 	"github.com/weftnet/weft/internal/qemu"
 	"github.com/weftnet/weft/internal/version"
 )
@@ -29,6 +32,8 @@ func run() error {
 	flags := flag.NewFlagSet("weftd", flag.ContinueOnError)
 	root := flags.String("root", os.Getenv("WEFT_ROOT"), "keep a whole instance apart under this directory")
 	binDirs := flags.String("cni-bin-dirs", "/opt/cni/bin:/usr/lib/cni", "directories with CNI plugins, colon-separated")
+	node := flags.String("node", os.Getenv("NODE_NAME"), "be the agent of this node of a Kubernetes cluster")
+	kubeconfig := flags.String("kubeconfig", "", "file with access to the cluster; without, the service account of the Pod weftd runs in")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	showVersion := flags.Bool("version", false, "print the version")
 	if err := flags.Parse(os.Args[1:]); err != nil {
@@ -55,6 +60,11 @@ func run() error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: logLevel}))
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if *node != "" {
+		return nodeagent.Run(ctx, nodeagent.Options{
+			Kubeconfig: *kubeconfig, Node: *node, Instance: in.Tag, State: in.State, Run: in.Run, BinDirs: strings.Split(*binDirs, ":"), Log: log,
+		})
+	}
 	return local.Run(ctx, local.Options{Instance: in, BinDirs: strings.Split(*binDirs, ":"), Accel: accel(log), Log: log})
 }
 

@@ -1,0 +1,207 @@
+// Package nodeagent is weft on one Kubernetes node: it answers the CNI calls of
+// the container runtime, tells in each Pod's network-status what it has, and
+// attaches and detaches networks of running Pods as their annotation changes.
+//
+// It reads Pods of its own node and NetworkAttachmentDefinitions from memory,
+// and writes nothing but the annotation of Pods of its node.
+package nodeagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/weftnet/weft/internal/chain"
+	"github.com/weftnet/weft/internal/cniserver"
+	"github.com/weftnet/weft/internal/dataplane"
+	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/ipam"
+	"github.com/weftnet/weft/internal/networks"
+	"github.com/weftnet/weft/internal/reconcile"
+	"github.com/weftnet/weft/internal/record"
+	"github.com/weftnet/weft/internal/store"
+	"github.com/weftnet/weft/internal/store/kube"
+)
+
+// Options are what the agent of a node is run with.
+type Options struct {
+	// Kubeconfig is a file; empty: the service account of the Pod we run in.
+	Kubeconfig string
+	// Node is the node's name in the API.
+	Node string
+	// Instance is the tag in our marks; State and Run are directories, of which
+	// the first outlasts a reboot.
+	Instance, State, Run string
+	// BinDirs are searched for foreign CNI plugins.
+	BinDirs []string
+	Log     *slog.Logger
+}
+
+var podKind = schema.GroupVersionKind{Version: "v1", Kind: "Pod"}
+
+// agent is one node's.
+type agent struct {
+	api    *kube.Store
+	cache  *kube.Cache
+	engine *chain.Engine
+	loop   *reconcile.Loop
+	log    *slog.Logger
+
+	// mu guards boxes: the sandbox of each Pod, by the Pod's key.
+	mu    sync.Mutex
+	boxes map[store.Key]string
+}
+
+// ownPatience is how long a new agent waits for the one before it to end.
+const ownPatience = 30 * time.Second
+
+// Run is the agent. It ends when ctx does, leaving Pods as they are.
+func Run(ctx context.Context, opt Options) (err error) {
+	if opt.Node == "" {
+		return &hint.Error{Field: "--node", Problem: "is missing", Remedy: "give the name of this node, or set NODE_NAME"}
+	}
+	api, err := kube.Connect(opt.Kubeconfig, "weftd")
+	if err != nil {
+		return err
+	}
+	records, err := record.Open(filepath.Join(opt.State, "attachments"))
+	if err != nil {
+		return err
+	}
+	owning, cancel := context.WithTimeout(ctx, ownPatience)
+	defer cancel()
+	release, err := records.Own(owning)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, release()) }()
+	plane, err := dataplane.New(dataplane.Config{Instance: opt.Instance})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, plane.Close()) }()
+	a := &agent{
+		api: api, log: opt.Log, boxes: map[store.Key]string{},
+		cache: kube.NewCache(api, opt.Log, kube.PodsOnNode(opt.Node), kube.Scope{GVK: networks.DefinitionKind}),
+	}
+	a.engine, err = chain.New(ctx, chain.Options{
+		Instance: opt.Instance, Machine: opt.Node, Records: records, Dataplane: plane, Host: plane.Host(), Addresses: ipam.NewMemory(),
+		Networks: definitions{networks.Definitions{Reader: a.cache}, networks.Definitions{Reader: api}}, BinDirs: opt.BinDirs, Log: opt.Log,
+	})
+	if err != nil {
+		return err
+	}
+	if err := a.engine.Restore(ctx); err != nil {
+		// What could not be rolled back stays in its record and is tried again.
+		opt.Log.Error("restore attachments", "err", err)
+	}
+	const workers = 8
+	a.loop = reconcile.NewLoop("pods", workers, opt.Log, a.reconcile)
+	if err := a.remember(records); err != nil {
+		return err
+	}
+	return a.run(ctx, cniserver.New(cniserver.Config{
+		Socket: filepath.Join(opt.Run, "cni.sock"), Queue: filepath.Join(opt.State, "dels"), Engine: a.engine, Pods: a, Attached: a.attached, Log: opt.Log,
+	}))
+}
+
+func (a *agent) run(ctx context.Context, server *cniserver.Server) error {
+	group, ctx := errgroup.WithContext(ctx)
+	source := reconcile.Source{Store: readOnly{a.cache}, GVK: podKind, Loop: a.loop}
+	for _, task := range []interface {
+		Run(ctx context.Context) error
+	}{a.cache, a.loop, source, server} {
+		group.Go(func() error {
+			if err := task.Run(ctx); err != nil && ctx.Err() == nil {
+				return fmt.Errorf("%v: %w", task, err)
+			}
+			return nil
+		})
+	}
+	a.log.Info("agent runs")
+	defer a.log.Info("agent ends")
+	return group.Wait()
+}
+
+// readOnly makes a cache a store for those that only read.
+type readOnly struct{ *kube.Cache }
+
+var errReadOnly = errors.New("a cache takes no writes")
+
+// Create refuses.
+func (readOnly) Create(context.Context, *store.Object) (*store.Object, error) {
+	return nil, errReadOnly
+}
+
+// Update refuses.
+func (readOnly) Update(context.Context, *store.Object) (*store.Object, error) {
+	return nil, errReadOnly
+}
+
+// UpdateStatus refuses.
+func (readOnly) UpdateStatus(context.Context, *store.Object) (*store.Object, error) {
+	return nil, errReadOnly
+}
+
+// Delete refuses.
+func (readOnly) Delete(context.Context, schema.GroupVersionKind, store.Key, store.Precondition) error {
+	return errReadOnly
+}
+
+// remember finds the sandboxes of Pods that were attached before this start.
+func (a *agent) remember(records *record.Store) error {
+	ids, err := records.IDs()
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		box, err := records.Load(id)
+		if err != nil {
+			continue // the engine tells of it
+		}
+		a.attached(box)
+	}
+	return nil
+}
+
+// attached takes note of a sandbox; its Pod's status is written soon.
+func (a *agent) attached(box *record.Sandbox) {
+	if box.Pod.Name == "" {
+		return
+	}
+	key := store.Key{Namespace: box.Pod.Namespace, Name: box.Pod.Name}
+	a.mu.Lock()
+	a.boxes[key] = box.ID
+	a.mu.Unlock()
+	a.loop.Add(key)
+}
+
+// sandbox gives the record of a Pod; nil if it has none.
+func (a *agent) sandbox(key store.Key, uid string) (*record.Sandbox, error) {
+	a.mu.Lock()
+	id := a.boxes[key]
+	a.mu.Unlock()
+	if id == "" {
+		return nil, nil
+	}
+	box, err := a.engine.Get(id)
+	if errors.Is(err, record.ErrNotFound) {
+		a.mu.Lock()
+		if a.boxes[key] == id {
+			delete(a.boxes, key)
+		}
+		a.mu.Unlock()
+		return nil, nil
+	}
+	if err != nil || box.Pod.UID != "" && box.Pod.UID != uid {
+		return nil, err // another Pod of that name had it
+	}
+	return box, nil
+}

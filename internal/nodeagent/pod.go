@@ -1,0 +1,147 @@
+package nodeagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/weftnet/weft/api/netattach"
+	"github.com/weftnet/weft/internal/chain"
+	"github.com/weftnet/weft/internal/networks"
+	"github.com/weftnet/weft/internal/record"
+	"github.com/weftnet/weft/internal/store"
+)
+
+// The cache is a moment behind: a Pod the runtime knows may not have come yet.
+const (
+	podPatience = 200 * time.Millisecond
+	podPause    = 10 * time.Millisecond
+)
+
+// Annotations of a Pod, from memory, after a while from the API server.
+func (a *agent) Annotations(ctx context.Context, namespace, name, uid string) (map[string]string, error) {
+	key := store.Key{Namespace: namespace, Name: name}
+	deadline := time.Now().Add(podPatience)
+	waiting, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	for time.Now().Before(deadline) {
+		pod, err := a.cache.Get(waiting, podKind, key)
+		if err == nil && isPod(pod, uid) {
+			return pod.GetAnnotations(), nil
+		}
+		select {
+		case <-waiting.Done():
+		case <-time.After(podPause):
+		}
+	}
+	pod, err := a.api.Get(ctx, podKind, key)
+	if err != nil {
+		return nil, fmt.Errorf("get Pod %s: %w", key, err)
+	}
+	if !isPod(pod, uid) {
+		return nil, fmt.Errorf("get Pod %s: it has UID %s, and the runtime asks for %s", key, pod.GetUID(), uid)
+	}
+	return pod.GetAnnotations(), nil
+}
+
+// staticPod is the annotation of mirror Pods, whose UID the kubelet's own
+// differs from (k8s.io/kubernetes/pkg/kubelet/types).
+const staticPod = "kubernetes.io/config.mirror"
+
+// isPod says whether this is the Pod the runtime speaks of.
+func isPod(pod *store.Object, uid string) bool {
+	annotations := pod.GetAnnotations()
+	return uid == "" || string(pod.GetUID()) == uid || annotations[staticPod] == uid
+}
+
+// reconcile brings a Pod's attachments in line with its annotation, and its
+// network-status with its attachments.
+func (a *agent) reconcile(ctx context.Context, key store.Key) (time.Duration, error) {
+	pod, err := a.cache.Get(ctx, podKind, key)
+	if errors.Is(err, store.ErrNotFound) {
+		return 0, nil // the runtime's DEL, or the next collection, takes care of its sandbox
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read Pod %s: %w", key, err)
+	}
+	box, err := a.sandbox(key, string(pod.GetUID()))
+	if err != nil || box == nil || pod.GetDeletionTimestamp() != nil {
+		return 0, err
+	}
+	box, changeErr := a.change(ctx, pod, box)
+	return 0, errors.Join(changeErr, a.writeStatus(ctx, pod, box))
+}
+
+// change attaches what the annotation has newly and detaches what it no longer
+// has.
+func (a *agent) change(ctx context.Context, pod *store.Object, box *record.Sandbox) (*record.Sandbox, error) {
+	wanted, err := netattach.ParseNetworks(pod.GetAnnotations()[netattach.NetworksAnnotation], pod.GetNamespace())
+	if err != nil {
+		return box, err // nothing is taken off for a slip of the pen
+	}
+	attach, detach := compare(wanted, box.Attachments)
+	var errs []error
+	for _, name := range detach {
+		next, err := a.engine.Detach(ctx, box.ID, name)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		box = next
+		a.log.Info("detached", "pod", store.KeyOf(pod).String(), "interface", name)
+	}
+	for _, selection := range attach {
+		next, err := a.engine.Attach(ctx, box.ID, selection)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		box = next
+		a.log.Info("attached", "pod", store.KeyOf(pod).String(), "network", selection.FullName())
+	}
+	return box, errors.Join(errs...)
+}
+
+// writeStatus writes network-status, if it says anything else now.
+func (a *agent) writeStatus(ctx context.Context, pod *store.Object, box *record.Sandbox) error {
+	statuses, err := chain.Status(box)
+	if err != nil {
+		return err
+	}
+	text, err := netattach.MarshalStatus(statuses)
+	if err != nil {
+		return err
+	}
+	if pod.GetAnnotations()[netattach.StatusAnnotation] == text {
+		return nil
+	}
+	changes := map[string]any{"metadata": map[string]any{"annotations": map[string]any{netattach.StatusAnnotation: text}}}
+	_, err = a.api.Patch(ctx, podKind, store.KeyOf(pod), changes, store.Precondition{UID: pod.GetUID()})
+	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrConflict) {
+		return nil // that Pod is gone
+	}
+	if err != nil {
+		return fmt.Errorf("write network-status of Pod %s: %w", store.KeyOf(pod), err)
+	}
+	return nil
+}
+
+// definitions looks networks up in memory, and what is not there at the API
+// server: a network may have been made a moment before the Pod.
+type definitions struct{ cached, live networks.Definitions }
+
+var _ chain.Networks = definitions{}
+
+// Definition gives one, or nil if there is none.
+func (d definitions) Definition(ctx context.Context, namespace, name string) (*netattach.NetworkAttachmentDefinition, error) {
+	if nad, err := d.cached.Definition(ctx, namespace, name); err == nil && nad != nil {
+		return nad, nil
+	}
+	return d.live.Definition(ctx, namespace, name)
+}
+
+// Namespaces lists where definitions of that name are.
+func (d definitions) Namespaces(ctx context.Context, name string) ([]string, error) {
+	return d.cached.Namespaces(ctx, name)
+}
