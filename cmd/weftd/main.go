@@ -12,9 +12,11 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 
+	"github.com/weftnet/weft/internal/install"
 	"github.com/weftnet/weft/internal/local"
 	"github.com/weftnet/weft/internal/nodeagent"
 	"github.com/weftnet/weft/internal/qemu"
@@ -34,6 +36,9 @@ func run() error {
 	binDirs := flags.String("cni-bin-dirs", "/opt/cni/bin:/usr/lib/cni", "directories with CNI plugins, colon-separated")
 	node := flags.String("node", os.Getenv("NODE_NAME"), "be the agent of this node of a Kubernetes cluster")
 	kubeconfig := flags.String("kubeconfig", "", "file with access to the cluster; without, the service account of the Pod weftd runs in")
+	installs := flags.Bool("install", false, "with --node: keep weft's CNI programs in the first of --cni-bin-dirs, and its configuration in --cni-conf-dir")
+	confDir := flags.String("cni-conf-dir", "/etc/cni/net.d", "directory with the CNI configurations of the container runtime")
+	settings := flags.String("cni-settings", "", "with --install: file with keys for the configuration, such as one made for Multus")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	showVersion := flags.Bool("version", false, "print the version")
 	if err := flags.Parse(os.Args[1:]); err != nil {
@@ -60,12 +65,21 @@ func run() error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: logLevel}))
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if *node != "" {
-		return nodeagent.Run(ctx, nodeagent.Options{
-			Kubeconfig: *kubeconfig, Node: *node, Instance: in.Tag, State: in.State, Run: in.Run, BinDirs: strings.Split(*binDirs, ":"), Log: log,
-		})
+	dirs := strings.Split(*binDirs, ":")
+	if *node == "" {
+		return local.Run(ctx, local.Options{Instance: in, BinDirs: dirs, Accel: accel(log), Log: log})
 	}
-	return local.Run(ctx, local.Options{Instance: in, BinDirs: strings.Split(*binDirs, ":"), Accel: accel(log), Log: log})
+	opt := nodeagent.Options{
+		Kubeconfig: *kubeconfig, Node: *node, Instance: in.Tag, State: in.State, Run: in.Run, BinDirs: dirs, Log: log,
+	}
+	if *installs {
+		self, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("find weft's programs: %w", err)
+		}
+		opt.Install = &install.Installer{From: filepath.Dir(self), BinDir: dirs[0], ConfDir: *confDir, Settings: *settings, Log: log}
+	}
+	return nodeagent.Run(ctx, opt)
 }
 
 // accel decides what executes guests: WEFT_ACCEL, or what a probe finds.

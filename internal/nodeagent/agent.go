@@ -22,6 +22,7 @@ import (
 	"github.com/weftnet/weft/internal/cniserver"
 	"github.com/weftnet/weft/internal/dataplane"
 	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/install"
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/networks"
 	"github.com/weftnet/weft/internal/reconcile"
@@ -41,6 +42,8 @@ type Options struct {
 	Instance, State, Run string
 	// BinDirs are searched for foreign CNI plugins.
 	BinDirs []string
+	// Install keeps weft in the runtime's directories; nil: somebody else does.
+	Install *install.Installer
 	Log     *slog.Logger
 }
 
@@ -82,6 +85,11 @@ func Run(ctx context.Context, opt Options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, release()) }()
+	if opt.Install != nil { // we are the only agent here, so the only installer
+		if err := opt.Install.Prepare(); err != nil {
+			return err
+		}
+	}
 	plane, err := dataplane.New(dataplane.Config{Instance: opt.Instance})
 	if err != nil {
 		return err
@@ -107,17 +115,23 @@ func Run(ctx context.Context, opt Options) (err error) {
 	if err := a.remember(records); err != nil {
 		return err
 	}
-	return a.run(ctx, cniserver.New(cniserver.Config{
+	return a.run(ctx, opt.Install, cniserver.New(cniserver.Config{
 		Socket: filepath.Join(opt.Run, "cni.sock"), Queue: filepath.Join(opt.State, "dels"), Engine: a.engine, Pods: a, Attached: a.attached, Log: opt.Log,
 	}))
 }
 
-func (a *agent) run(ctx context.Context, server *cniserver.Server) error {
+// task runs until ctx ends.
+type task interface {
+	Run(ctx context.Context) error
+}
+
+func (a *agent) run(ctx context.Context, installer *install.Installer, server *cniserver.Server) error {
 	group, ctx := errgroup.WithContext(ctx)
-	source := reconcile.Source{Store: readOnly{a.cache}, GVK: podKind, Loop: a.loop}
-	for _, task := range []interface {
-		Run(ctx context.Context) error
-	}{a.cache, a.loop, source, server} {
+	tasks := []task{a.cache, a.loop, reconcile.Source{Store: readOnly{a.cache}, GVK: podKind, Loop: a.loop}, server}
+	if installer != nil {
+		tasks = append(tasks, installer)
+	}
+	for _, task := range tasks {
 		group.Go(func() error {
 			if err := task.Run(ctx); err != nil && ctx.Err() == nil {
 				return fmt.Errorf("%v: %w", task, err)
