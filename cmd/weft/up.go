@@ -84,6 +84,9 @@ func (a *app) printResults(results []local.Result) error {
 			continue
 		}
 		a.printf("%s %s %s\n", strings.ToLower(r.Kind), r.Key, r.Action)
+		for _, kept := range r.Kept {
+			a.printf("  kept %s\n", kept)
+		}
 	}
 	return errors.Join(errs...)
 }

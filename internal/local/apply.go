@@ -39,6 +39,8 @@ type Result struct {
 	Kind   string
 	Key    store.Key
 	Action Action
+	// Kept says what a deletion leaves behind on purpose.
+	Kept []string `json:",omitempty"`
 	// Error is the whole text, empty if the object was taken.
 	Error string `json:",omitempty"`
 	// Warnings tell what of the object has no effect.
@@ -217,14 +219,43 @@ func (a *Applier) Delete(ctx context.Context, gvk schema.GroupVersionKind, key s
 			return result
 		}
 	}
-	err := a.Store.Delete(ctx, gvk, key, store.Precondition{})
+	had, err := a.Store.Get(ctx, gvk, key)
+	if err == nil {
+		err = a.Store.Delete(ctx, gvk, key, store.Precondition{})
+	}
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		result.Action = Absent
 	case err != nil:
 		result.Action, result.Error = Refused, err.Error()
+	default:
+		result.Kept = keptBy(had)
 	}
 	return result
+}
+
+// keptBy says what outlives an object that is deleted.
+func keptBy(obj *store.Object) []string {
+	var kept []string
+	path := []string{"spec"}
+	switch obj.GroupVersionKind() {
+	case VM:
+		path = []string{"spec", "template", "spec"}
+	case VMI:
+		for _, owner := range obj.GetOwnerReferences() {
+			kept = append(kept, fmt.Sprintf("%s %s, with MACs and addresses", owner.Kind, owner.Name))
+		}
+	default:
+		return nil
+	}
+	volumes, _, _ := unstructured.NestedSlice(obj.Object, append(path, "volumes")...) // it was taken, so it is well-formed
+	for _, item := range volumes {
+		volume, _ := item.(map[string]any)
+		if disk, ok := volume["hostDisk"].(map[string]any); ok {
+			kept = append(kept, fmt.Sprintf("hostDisk %v", disk["path"]))
+		}
+	}
+	return kept
 }
 
 func (a *Applier) emptyNamespace(ctx context.Context, namespace string) error {

@@ -3,6 +3,7 @@ package local
 import (
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -139,6 +140,22 @@ func TestDeleteNamespace(t *testing.T) {
 
 // TestDefaultNetwork: its subnets are nobody else's on the machine, and once
 // chosen, or written by the user, they stay.
+func TestDeleteTellsWhatStays(t *testing.T) {
+	a := newApplier(t)
+	vm := manifest(t, `{apiVersion: kubevirt.io/v1, kind: VirtualMachine, metadata: {name: keeper, namespace: default}, spec: {runStrategy: Halted, template: {spec: {
+		domain: {memory: {guest: 64Mi}, devices: {disks: [{name: data, disk: {}}]}}, volumes: [{name: data, hostDisk: {path: /srv/data.img, type: Disk}}]}}}}`)
+	if r := a.Apply(t.Context(), vm); r.Error != "" {
+		t.Fatal(r.Error)
+	}
+	r := a.Delete(t.Context(), VM, store.KeyOf(vm))
+	if r.Action != Deleted || !slices.Equal(r.Kept, []string{"hostDisk /srv/data.img"}) {
+		t.Errorf("delete says %+v", r)
+	}
+	if r := a.Delete(t.Context(), VM, store.KeyOf(vm)); r.Action != Absent {
+		t.Errorf("a second delete says %+v", r)
+	}
+}
+
 func TestDefaultNetwork(t *testing.T) {
 	in, err := NewInstance(t.TempDir())
 	if err != nil {
