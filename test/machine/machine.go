@@ -39,6 +39,9 @@ type Machine struct {
 // weft leaves anything behind.
 func New(t testing.TB) *Machine {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("-short: a machine with weft on it takes a while")
+	}
 	if os.Getuid() != 0 {
 		if os.Getenv("CI") != "" {
 			t.Fatal("not root")
