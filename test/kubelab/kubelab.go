@@ -68,10 +68,12 @@ func Require(t testing.TB) {
 func New(t testing.TB, opt Options) *Cluster {
 	t.Helper()
 	Require(t)
+	began := time.Now()
 	c, err := start(opt)
 	if err != nil {
 		t.Fatalf("start a cluster: %v", err)
 	}
+	t.Logf("cluster with %d nodes ready after %v", opt.Nodes, time.Since(began).Round(100*time.Millisecond))
 	t.Cleanup(func() {
 		if t.Failed() {
 			c.logs(t.Logf)

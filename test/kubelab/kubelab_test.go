@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -107,7 +108,85 @@ func TestCluster(t *testing.T) {
 			}
 		}
 	})
+	t.Run("image of the test", func(t *testing.T) { ownImage(t, c, kubectl) })
+	t.Run("proxy", func(t *testing.T) { spoiltRequests(t, c) })
 	t.Run("kill and reboot", func(t *testing.T) { killAndReboot(t, c, kubectl) })
+}
+
+// ownImage: an image packed from a folder runs as it says.
+func ownImage(t *testing.T, c *Cluster, kubectl func(t *testing.T, args ...string) string) {
+	root := t.TempDir()
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(busybox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "busybox"), data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	archive := filepath.Join(t.TempDir(), "hello.tar")
+	if err := Pack(archive, "lab.local/hello:1", root, "/busybox", "echo", "hello from the image"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Load(archive); err != nil {
+		t.Fatal(err)
+	}
+	kubectl(t, "run", "hello", "--image=lab.local/hello:1", "--image-pull-policy=Never", "--restart=Never")
+	kubectl(t, "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/hello", "--timeout=3m")
+	if got := kubectl(t, "logs", "hello"); got != "hello from the image" {
+		t.Errorf("log of the Pod: got %q", got)
+	}
+	kubectl(t, "delete", "pod", "hello", "--now")
+}
+
+// spoiltRequests: the proxy keeps who asks, and does what it is told.
+func spoiltRequests(t *testing.T, c *Cluster) {
+	p := c.Proxy(t)
+	node, err := p.Kubeconfig(filepath.Join(c.Dir, "n1", "kubelet.kubeconfig"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(args ...string) (string, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), Patience)
+		defer cancel()
+		return c.Kubectl(ctx, "", append([]string{"--kubeconfig", node}, args...)...)
+	}
+	if got, err := ask("auth", "whoami", "-o", "jsonpath={.status.userInfo}"); err != nil || !strings.Contains(got, "system:node:n1") || !strings.Contains(got, "system:nodes") {
+		t.Errorf("who asks: got %s, error %v, want node n1", got, err)
+	}
+	if got, err := ask("label", "node", "n2", "a=b"); err == nil || !strings.Contains(err.Error(), "only its own Node") {
+		t.Errorf("node n1 labels n2: got %s, error %v, want a refusal", got, err)
+	}
+	p.Take()
+	if _, err := ask("get", "--raw", "/api/v1/nodes/n1"); err != nil {
+		t.Error(err)
+	}
+	if got := p.Take(); len(got) != 1 || got[0].Method != "GET" || got[0].Path != "/api/v1/nodes/n1" || got[0].User != "system:node:n1" {
+		t.Errorf("requests: got %+v, want one GET of n1 by n1", got)
+	}
+	for _, test := range []struct {
+		fault Fault
+		want  string
+	}{
+		{Fault{Status: 500}, "InternalError"},
+		{Fault{Status: 403}, "Forbidden"},
+		{Fault{Status: 409}, "Conflict"},
+		{Fault{Away: true}, "EOF"},
+	} {
+		p.Spoil(func(*http.Request) Fault { return test.fault })
+		if _, err := ask("get", "--raw", "/api/v1/nodes/n1"); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%+v: got error %v, want %s", test.fault, err, test.want)
+		}
+	}
+	const delay = 300 * time.Millisecond
+	p.Spoil(func(*http.Request) Fault { return Fault{Delay: delay} })
+	began := time.Now()
+	if _, err := ask("get", "--raw", "/api/v1/nodes/n1"); err != nil || time.Since(began) < delay {
+		t.Errorf("slow API server: error %v after %v, want success after %v", err, time.Since(began), delay)
+	}
 }
 
 // machineSettings gives what a kubelet likes to set for the whole machine.

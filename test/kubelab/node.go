@@ -2,6 +2,7 @@ package kubelab
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -37,6 +38,27 @@ type Node struct {
 	c      *Cluster
 	number int
 	cmd    *exec.Cmd // its namespaces end with it
+}
+
+// Pack writes the folder root as an OCI archive with the image called name, for
+// Options.Images and Load.
+func Pack(archive, name, root string, entrypoint ...string) error {
+	command, err := json.Marshal(append([]string{}, entrypoint...))
+	if err != nil {
+		return err
+	}
+	_, err = output(exec.Command(filepath.Join(here(), "scripts/pack.sh"), archive, name, root, "", string(command)))
+	return err
+}
+
+// Load imports the images of an OCI archive into every node there is.
+func (c *Cluster) Load(archive string) error {
+	for _, n := range c.Nodes() {
+		if _, err := n.Exec(context.Background(), "ctr", "-n", "k8s.io", "images", "import", "--local", archive); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Nodes gives the nodes in the order of their names.

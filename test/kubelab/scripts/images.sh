@@ -9,28 +9,8 @@ out=$1
 work=$(mktemp -d -p "$out")
 trap 'rm -rf "$work"' EXIT
 
-# pack NAME ROOT USER ENTRYPOINT-AS-JSON: $out/NAME.tar
-pack() {
-	local layout=$work/layout-$1 layer config manifest
-	mkdir -p "$layout/blobs/sha256"
-	tar -C "$2" --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 -cf "$layout/layer" .
-	blob() { # FILE: moves it among the blobs and prints its digest and size
-		local sum
-		sum=$(sha256sum "$1" | cut -d' ' -f1)
-		mv "$1" "$layout/blobs/sha256/$sum"
-		printf '"digest":"sha256:%s","size":%s' "$sum" "$(stat -c %s "$layout/blobs/sha256/$sum")"
-	}
-	layer=$(blob "$layout/layer")
-	printf '{"architecture":"%s","os":"linux","config":{"User":"%s","Env":["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],"Entrypoint":%s},"rootfs":{"type":"layers","diff_ids":[%s]}}' \
-		"$(go env GOARCH)" "$3" "$4" "$(sed -E 's/"digest":([^,]*),.*/\1/' <<<"$layer")" >"$layout/config"
-	config=$(blob "$layout/config")
-	printf '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json",%s},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar",%s}]}' \
-		"$config" "$layer" >"$layout/manifest"
-	manifest=$(blob "$layout/manifest")
-	printf '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json",%s,"annotations":{"io.containerd.image.name":"lab.local/%s:1","org.opencontainers.image.ref.name":"lab.local/%s:1"}}]}' \
-		"$manifest" "$1" "$1" >"$layout/index.json"
-	echo '{"imageLayoutVersion":"1.0.0"}' >"$layout/oci-layout"
-	tar -C "$layout" -cf "$out/$1.tar" oci-layout index.json blobs
+pack() { # NAME ROOT USER ENTRYPOINT-AS-JSON
+	"${0%/*}/pack.sh" "$out/$1.tar" "lab.local/$1:1" "${@:2}"
 }
 
 busybox=$(command -v busybox)
