@@ -117,6 +117,28 @@ func (c *Cache) Get(ctx context.Context, gvk schema.GroupVersionKind, key store.
 	return obj.DeepCopy(), nil
 }
 
+// Await gives an object as soon as it is there and ok holds for it, or the
+// context's error. ok must not change what it sees.
+func (c *Cache) Await(ctx context.Context, gvk schema.GroupVersionKind, key store.Key, ok func(*store.Object) bool) (*store.Object, error) {
+	f, err := c.kind(ctx, gvk)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		f.mu.Lock()
+		obj, changed := f.objects[key], f.changed
+		f.mu.Unlock()
+		if obj != nil && ok(obj) {
+			return obj.DeepCopy(), nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for %s %s: %w", gvk.Kind, key, ctx.Err())
+		}
+	}
+}
+
 // List gives the selected objects by key, and the revision to watch from, as
 // store.Store does.
 func (c *Cache) List(ctx context.Context, gvk schema.GroupVersionKind, sel store.Selector) ([]*store.Object, string, error) {

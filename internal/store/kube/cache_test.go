@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/internal/store/storetest"
@@ -237,6 +238,40 @@ func TestCachePodsOnNode(t *testing.T) {
 	}
 	if _, err := cache.Get(t.Context(), storetest.Widget, store.Key{Namespace: ns, Name: "a"}); err == nil {
 		t.Error("Get of a kind that is not followed: got no error")
+	}
+}
+
+// TestCacheAwaits: a Pod made anew under its old name is waited for by its UID.
+func TestCacheAwaits(t *testing.T) {
+	_, s := connect(t)
+	ns := namespace(t, s)
+	cache := follow(t, s, Scope{GVK: storetest.Widget, Namespace: ns})
+	old, err := s.Create(t.Context(), newWidget(ns, "a"))
+	if err != nil {
+		t.Fatalf("Create: %v", err)
+	}
+	key := store.KeyOf(old)
+	is := func(uid types.UID) func(*store.Object) bool {
+		return func(obj *store.Object) bool { return obj.GetUID() == uid }
+	}
+	if _, err := cache.Await(t.Context(), storetest.Widget, key, is(old.GetUID())); err != nil {
+		t.Fatalf("Await: %v", err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := cache.Await(short, storetest.Widget, key, is("other")); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Await of another UID: got error %v, want that of the deadline", err)
+	}
+	if err := s.Delete(t.Context(), storetest.Widget, key, store.Precondition{}); err != nil {
+		t.Fatalf("Delete: %v", err)
+	}
+	next, err := s.Create(t.Context(), newWidget(ns, "a"))
+	if err != nil {
+		t.Fatalf("Create: %v", err)
+	}
+	got, err := cache.Await(t.Context(), storetest.Widget, key, is(next.GetUID()))
+	if err != nil || got.GetResourceVersion() != next.GetResourceVersion() {
+		t.Errorf("Await: got %v, error %v, want revision %s", got, err, next.GetResourceVersion())
 	}
 }
 
