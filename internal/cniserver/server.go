@@ -32,7 +32,7 @@ type Pods interface {
 	Annotations(ctx context.Context, namespace, name, uid string) (map[string]string, error)
 }
 
-// Config is what a Server is made from; all but Attached are required.
+// Config is what a Server is made from; all are required that are not said to be optional.
 type Config struct {
 	// Socket is where weft-cni finds us, Queue where it leaves DELs meanwhile.
 	Socket, Queue string
@@ -40,8 +40,11 @@ type Config struct {
 	Pods          Pods
 	// Attached is told of every sandbox that was attached, after the runtime's
 	// answer is known and before it is given: it must not wait for anything.
+	// Optional.
 	Attached func(box *record.Sandbox)
-	Log      *slog.Logger
+	// Refused is told of every ADD that failed, as Attached is; optional.
+	Refused func(pod record.Pod, cause error)
+	Log     *slog.Logger
 }
 
 // Server answers CNI calls.
@@ -70,6 +73,9 @@ var errTryAgain = errors.New("try again later")
 func New(cfg Config) *Server {
 	if cfg.Attached == nil {
 		cfg.Attached = func(*record.Sandbox) {}
+	}
+	if cfg.Refused == nil {
+		cfg.Refused = func(record.Pod, error) {}
 	}
 	return &Server{cfg: cfg, slots: make(chan struct{}, maxCalls), warned: map[string]bool{}}
 }
@@ -205,6 +211,7 @@ func (s *Server) add(ctx context.Context, request cniwire.Request, conf netConf)
 		Default: network, Everywhere: everywhere, Isolation: conf.isolation(), RuntimeConfig: conf.RuntimeConfig, CNIArgs: args.all,
 	})
 	if err != nil {
+		s.cfg.Refused(record.Pod{Namespace: args.namespace, Name: args.name, UID: args.uid}, err)
 		return nil, err
 	}
 	s.cfg.Attached(box)

@@ -56,6 +56,7 @@ type agent struct {
 	engine *chain.Engine
 	loop   *reconcile.Loop
 	log    *slog.Logger
+	node   string // name
 
 	// mu guards boxes: the sandbox of each Pod, by the Pod's key.
 	mu    sync.Mutex
@@ -96,7 +97,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	}
 	defer func() { err = errors.Join(err, plane.Close()) }()
 	a := &agent{
-		api: api, log: opt.Log, boxes: map[store.Key]string{},
+		api: api, log: opt.Log, node: opt.Node, boxes: map[store.Key]string{},
 		cache: kube.NewCache(api, opt.Log, kube.PodsOnNode(opt.Node), kube.Scope{GVK: networks.DefinitionKind}),
 	}
 	a.engine, err = chain.New(ctx, chain.Options{
@@ -116,7 +117,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 		return err
 	}
 	return a.run(ctx, opt.Install, cniserver.New(cniserver.Config{
-		Socket: filepath.Join(opt.Run, "cni.sock"), Queue: filepath.Join(opt.State, "dels"), Engine: a.engine, Pods: a, Attached: a.attached, Log: opt.Log,
+		Socket: filepath.Join(opt.Run, "cni.sock"), Queue: filepath.Join(opt.State, "dels"), Engine: a.engine, Pods: a, Attached: a.attached, Refused: a.refused, Log: opt.Log,
 	}))
 }
 

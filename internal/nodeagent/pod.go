@@ -124,6 +124,7 @@ func (a *agent) writeStatus(ctx context.Context, pod *store.Object, box *record.
 	if err != nil {
 		return fmt.Errorf("write network-status of Pod %s: %w", store.KeyOf(pod), err)
 	}
+	a.tellAttached(ctx, pod, box)
 	return nil
 }
 

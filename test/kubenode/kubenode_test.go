@@ -260,6 +260,22 @@ func TestNode(t *testing.T) {
 	if err := w.ping(c, "192.168.77.10"); err == nil {
 		t.Error("c reaches a network it has no part in")
 	}
+	w.eventually("events tell what a has", func() error {
+		out := w.kubectl("get", "events", "--field-selector=reason=AddedInterface,involvedObject.name="+strings.TrimPrefix(a, "pod/"), "-o", "jsonpath={.items[*].message}")
+		if !strings.Contains(out, "net1 [192.168.77.10/24] from default/macvlan-conf") {
+			return fmt.Errorf("they tell %q", out)
+		}
+		return nil
+	})
+	w.apply(deployment("lost", "n1", "nowhere"))
+	w.eventually("events tell the network that is not there", func() error {
+		out := w.kubectl("get", "events", "--field-selector=reason=NoNetworkFound", "-o", "jsonpath={.items[*].message}")
+		if !strings.Contains(out, "default/nowhere") {
+			return fmt.Errorf("they tell %q", out)
+		}
+		return nil
+	})
+	w.kubectl("delete", "deployment", "lost")
 	w.hotplug(a)
 	w.agentAway()
 	w.reboot()

@@ -1,0 +1,80 @@
+package nodeagent
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/weftnet/weft/internal/chain"
+	"github.com/weftnet/weft/internal/record"
+	"github.com/weftnet/weft/internal/store"
+)
+
+var eventKind = schema.GroupVersionKind{Version: "v1", Kind: "Event"}
+
+// Reasons of events, those of Multus.
+const (
+	addedInterface = "AddedInterface"
+	noNetworkFound = "NoNetworkFound"
+)
+
+// tellAttached writes one event for all that a Pod has.
+func (a *agent) tellAttached(ctx context.Context, pod *store.Object, box *record.Sandbox) {
+	var parts []string
+	for _, attachment := range box.Attachments {
+		result, err := chain.Result(attachment)
+		if attachment.Stage != record.Attached || err != nil || result == nil {
+			continue
+		}
+		var ips []string
+		for _, ip := range result.IPs {
+			ips = append(ips, ip.Address.String())
+		}
+		parts = append(parts, fmt.Sprintf("%s [%s] from %s", attachment.Interface, strings.Join(ips, " "), attachment.Network))
+	}
+	a.tell(ctx, store.KeyOf(pod), string(pod.GetUID()), "Normal", addedInterface, "Add "+strings.Join(parts, ", "))
+}
+
+// refused tells of a Pod that names a network that does not exist; the kubelet
+// tells of every other reason.
+func (a *agent) refused(pod record.Pod, cause error) {
+	if pod.Name == "" || !errors.Is(cause, chain.ErrUnknownNetwork) {
+		return
+	}
+	go func() { // the runtime's answer does not wait for it
+		ctx, cancel := context.WithTimeout(context.Background(), eventPatience)
+		defer cancel()
+		a.tell(ctx, store.Key{Namespace: pod.Namespace, Name: pod.Name}, pod.UID, "Warning", noNetworkFound, cause.Error())
+	}()
+}
+
+const eventPatience = 10 * time.Second
+
+// maxEvent bounds the text of an event (k8s.io/api/core/v1, Event.Message).
+const maxEvent = 1000
+
+// tell writes an event. The same one again is none: its name follows from what
+// it says.
+func (a *agent) tell(ctx context.Context, pod store.Key, uid, kind, reason, message string) {
+	if len(message) > maxEvent {
+		message = strings.ToValidUTF8(message[:maxEvent], "")
+	}
+	sum := sha256.Sum256([]byte(uid + reason + message))
+	now := time.Now().UTC().Format(time.RFC3339)
+	event := &store.Object{Object: map[string]any{
+		"apiVersion": "v1", "kind": eventKind.Kind,
+		"metadata":       map[string]any{"namespace": pod.Namespace, "name": pod.Name + "." + hex.EncodeToString(sum[:8])},
+		"involvedObject": map[string]any{"apiVersion": "v1", "kind": "Pod", "namespace": pod.Namespace, "name": pod.Name, "uid": uid},
+		"type":           kind, "reason": reason, "message": message, "count": int64(1), "firstTimestamp": now, "lastTimestamp": now,
+		"source": map[string]any{"component": "weft", "host": a.node}, "reportingComponent": "weft", "reportingInstance": a.node,
+	}}
+	if _, err := a.api.Create(ctx, event); err != nil && !errors.Is(err, store.ErrExists) {
+		a.log.Debug("write event", "pod", pod.String(), "reason", reason, "err", err)
+	}
+}
