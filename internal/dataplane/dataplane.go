@@ -98,6 +98,11 @@ func (d *Dataplane) Replace(ctx context.Context, netns string, last, want netsta
 			return Facts{}, err
 		}
 		ops := netstate.Diff(have, s.want)
+		for _, op := range ops {
+			if v, err := s.at(op.Side); err == nil && op.Verb == netstate.SetTable {
+				s.expectTables(v)
+			}
+		}
 		n := disruptive(have, s.want, ops)
 		if n > 0 {
 			// The kernel may take more along than it is told to (routes and secondary

@@ -157,7 +157,7 @@ func (d *Dataplane) Prune(_ context.Context, keep func(owner string) bool) ([]st
 	}
 	s := session{d: d}
 	if len(ids) > 0 {
-		err = s.script(d.hostNS, nft.Script(nil, ids...))
+		err = s.script(&view{ns: d.hostNS}, nft.Script(nil, ids...))
 	}
 	return told, errors.Join(err, d.deleteTogether(d.host, gone, s.step))
 }

@@ -32,6 +32,8 @@ type view struct {
 	// Index 0. complete says that every link of the namespace has been read.
 	links    map[netstate.IfName]linux.Link
 	complete bool
+	// nft, if set, gives a nft that waits for the script of this namespace's tables.
+	nft func() (*nftProgram, error)
 }
 
 // open prepares a session. Without a path there is no Pod side.
@@ -89,6 +91,14 @@ func (s *session) validate() error {
 }
 
 func (s *session) close() {
+	for _, v := range s.views() {
+		if v.nft == nil {
+			continue
+		}
+		if p, err := v.nft(); err == nil {
+			p.abandon()
+		}
+	}
 	if s.pod != nil {
 		// Both were only read through; the kernel has nothing left to tell.
 		_ = s.pod.conn.Close()

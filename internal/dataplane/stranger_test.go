@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -160,6 +162,47 @@ func (l *lab) fresh(t *testing.T, plan netstate.Plan) string {
 	other.apply(t, bridgePlan())
 	other.apply(t, plan)
 	return l.sh(t, other.pod, "nft list ruleset")
+}
+
+// TestNoNftStays stops a run while its nft waits for a script: it ends with the
+// call, and has changed nothing.
+func TestNoNftStays(t *testing.T) {
+	l := newLab(t)
+	l.apply(t, bridgePlan())
+	pidFile, program := filepath.Join(l.dir, "pid"), filepath.Join(l.dir, "nft.sh")
+	text := "#!/bin/sh\necho $$ >" + pidFile + ".new && mv " + pidFile + ".new " + pidFile + " && exec nft \"$@\"\n"
+	must(t, os.WriteFile(program, []byte(text), 0o700)) //nolint:gosec // to be run
+	t.Cleanup(func() { must(t, errors.Join(os.Remove(pidFile), os.Remove(program))) })
+	l.nft = program
+	pid := 0
+	l.beforeStep = func(step string) error {
+		if !strings.HasPrefix(step, "sysctl") {
+			return nil
+		}
+		for deadline := time.Now().Add(30 * time.Second); pid == 0; time.Sleep(time.Millisecond) {
+			if raw, err := os.ReadFile(pidFile); err == nil {
+				pid, err = strconv.Atoi(strings.TrimSpace(string(raw)))
+				must(t, err)
+			}
+			if time.Now().After(deadline) {
+				t.Error("nft was not started before the other steps")
+				break
+			}
+		}
+		return errStopped
+	}
+	if _, err := l.Apply(context.Background(), l.pod, vmPlan()); !errors.Is(err, errStopped) {
+		t.Fatalf("got %v, want that the run was stopped", err)
+	}
+	if err := unix.Kill(pid, 0); pid == 0 || !errors.Is(err, unix.ESRCH) {
+		t.Errorf("nft is process %d, and to reach it gives %v, want that it has ended", pid, err)
+	}
+	l.beforeStep = nil
+	if out := l.sh(t, l.pod, "nft list tables"); strings.TrimSpace(out) != "" {
+		t.Errorf("got %q, want no table", out)
+	}
+	l.apply(t, vmPlan())
+	l.holds(t, vmPlan())
 }
 
 func TestBadRuleNamesNft(t *testing.T) {

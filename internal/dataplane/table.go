@@ -1,12 +1,9 @@
 package dataplane
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"os/exec"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -45,7 +42,7 @@ func (s *session) delTables(v *view, have *netstate.State, ops []netstate.Op) er
 	for _, op := range ops {
 		ids = append(ids, have.Tables[op.Index].ID())
 	}
-	return s.script(v.ns, nft.Script(nil, ids...))
+	return s.script(v, nft.Script(nil, ids...))
 }
 
 // setTables replaces tables that are there and adds those that are not, in one
@@ -60,43 +57,5 @@ func (s *session) setTables(v *view, have, want *netstate.State, ops []netstate.
 			add = append(add, t)
 		}
 	}
-	return s.script(v.ns, nft.Script(replace)+nft.Addition(add))
-}
-
-// script runs one nft transaction inside a namespace. The program inherits the
-// namespace of the thread that starts it.
-func (s *session) script(ns *linux.NS, script string) error {
-	if err := s.step("nft"); err != nil {
-		return err
-	}
-	var stderr bytes.Buffer
-	cmd := exec.Command(s.d.nft, "-f", "-")
-	cmd.Stdin = strings.NewReader(script)
-	cmd.Stderr = &stderr
-	err := ns.Do(cmd.Start)
-	if errors.Is(err, exec.ErrNotFound) {
-		return &hint.Error{Field: "nft", Value: s.d.nft, Problem: "the program is not installed", Err: err, Remedy: "install the package nftables"}
-	}
-	if err != nil {
-		return fmt.Errorf("start nft: %w", err)
-	}
-	if err := cmd.Wait(); err != nil {
-		return nftError(err, stderr.String())
-	}
-	return nil
-}
-
-// nftError explains what nft said; the first line tells what and where.
-func nftError(err error, stderr string) error {
-	first, _, _ := strings.Cut(strings.TrimSpace(stderr), "\n")
-	if strings.Contains(stderr, "File exists") {
-		return fmt.Errorf("%w: %s", errRace, first)
-	}
-	if strings.Contains(stderr, "Operation not supported") || strings.Contains(stderr, "No such file or directory") {
-		return &hint.Error{
-			Field: "nft", Problem: "the kernel lacks something the rules need", Err: fmt.Errorf("%w: %s", err, first),
-			Remedy: "load the modules: modprobe -a nf_tables nft_chain_nat nft_masq nft_ct nf_tables_bridge",
-		}
-	}
-	return fmt.Errorf("run nft: %w: %s", err, first)
+	return s.script(v, nft.Script(replace)+nft.Addition(add))
 }
