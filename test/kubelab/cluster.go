@@ -74,6 +74,11 @@ func start(opt Options) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
+	for _, overlaid := range []string{"/etc/", "/opt/", "/var/", "/usr/libexec/"} {
+		if strings.HasPrefix(dir, overlaid) {
+			return nil, errors.Join(fmt.Errorf("%s: a node has overlays over %s; set TMPDIR to a folder elsewhere", dir, overlaid), os.Remove(dir))
+		}
+	}
 	if err := os.Chmod(dir, 0o755); err != nil { // Pods of other users have files in it
 		return nil, err
 	}

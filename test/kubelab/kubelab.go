@@ -9,9 +9,10 @@
 // is left. So several clusters run side by side with the same addresses and
 // ports.
 //
-// It needs root and the cgroup v1 controllers of the machine. Nodes have the
-// machine's files, but paths of their own for everything a node keeps
-// (scripts/node.sh has the list), so manifests meant for a real node fit.
+// It needs root and the cgroup v1 controllers of the machine. A node sees the
+// machine's files, has the paths where nodes keep things for itself
+// (scripts/node.sh has the list), and what it writes into /etc, /opt and /var
+// stays its own: manifests and installers meant for a real node fit.
 package kubelab
 
 import (

@@ -101,10 +101,16 @@ func TestCluster(t *testing.T) {
 			{"hostname", "n1"},
 			{"cat /proc/sys/kernel/panic_on_oops", "1"}, // what the kubelet wrote, if only for the node
 			{"ls /etc/cni/net.d", "10-primary.conflist"},
+			{"for d in /etc /opt /var/lib /usr/libexec; do echo $d >$d/weft-kubelab-probe; cat $d/weft-kubelab-probe; done | wc -l", "4"},
 		} {
 			got, err := c.Nodes()[0].Exec(t.Context(), "sh", "-c", test.command)
 			if err != nil || strings.TrimSpace(got) != test.want {
 				t.Errorf("%s on n1: got %q, error %v, want %q", test.command, got, err, test.want)
+			}
+		}
+		for _, dir := range []string{"/etc", "/opt", "/var/lib", "/usr/libexec"} {
+			if _, err := os.Stat(filepath.Join(dir, "weft-kubelab-probe")); err == nil {
+				t.Errorf("what n1 wrote into %s is on this machine", dir)
 			}
 		}
 	})

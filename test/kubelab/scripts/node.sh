@@ -59,10 +59,17 @@ SYSCTLS
 cat /proc/sys/kernel/random/uuid >"$dir/boot_id"
 mount --bind "$dir/boot_id" /proc/sys/kernel/random/boot_id
 
+# What the node writes elsewhere is its own, too: an installer leaves nothing
+# on the machine.
+for path in etc opt var usr/libexec; do
+	mkdir -p "$dir/over/$path/upper" "$dir/over/$path/work" "/$path"
+	mount -t overlay -o "lowerdir=/$path,upperdir=$dir/over/$path/upper,workdir=$dir/over/$path/work" overlay "/$path"
+done
 mount --make-rshared /
 mount -t tmpfs tmpfs /run
-mkdir -p /run/netns /run/lock
-# Every path is the standard one, and the node's own.
+mkdir -p /run/netns /run/lock /run/tmp
+# Every path is the standard one. These are no overlays, since containerd makes
+# overlays in them, and tests look into $dir/fs.
 for path in var/lib/kubelet var/lib/containerd var/lib/cni var/lib/weft var/log/pods var/log/containers etc/cni/net.d opt/cni/bin etc/containerd; do
 	mkdir -p "$dir/fs/$path" "/$path"
 	mount --bind "$dir/fs/$path" "/$path"
@@ -82,7 +89,7 @@ if [ ! -e "$dir/installed" ]; then
 	cp "$dir/containerd.toml" /etc/containerd/config.toml
 fi
 
-export HOME=/root # containerd and kubelet look for it
+export HOME=/root TMPDIR=/run/tmp # containerd and kubelet look for them
 "$scripts/keep.sh" "$dir" containerd containerd --config /etc/containerd/config.toml &
 for _ in {1..600}; do
 	! ctr version >/dev/null 2>&1 || break
