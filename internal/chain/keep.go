@@ -124,8 +124,10 @@ func (t *attaching) refuseShared(w *attachment) error {
 	if where == "" {
 		return nil
 	}
-	return &hint.Error{
-		Field: "addresses", Value: string(w.owner), Problem: "are in use by " + where,
-		Remedy: "give each interface a claim of its own, or delete what uses this one first",
+	h := &hint.Error{Field: "addresses", Value: string(w.owner), Problem: "are in use by " + where, Remedy: "delete what uses them first"}
+	if s := w.Selection; s != nil && s.IPAMClaimReference != "" {
+		h.Field, h.Value, h.Problem = s.Field+".ipam-claim-reference", s.IPAMClaimReference, "is in use by "+where
+		h.Remedy = "give each interface a claim of its own, or delete what uses this one first"
 	}
+	return h
 }

@@ -518,6 +518,9 @@ func withoutIPAM(config []byte, d *Delegate) ([]byte, string, error) {
 func blame(d *Delegate, err error) error {
 	return eachHint(err, func(h *hint.Error) {
 		if d.Selection != nil {
+			if d.Selection.Field != "" && strings.HasPrefix(h.Field, d.Selection.Field) {
+				return // it stands there already
+			}
 			for _, way := range []struct{ from, to string }{
 				{"CNI_ARGS.IP", ".ips"},
 				{"runtimeConfig.ips", ".ips"},

@@ -35,7 +35,7 @@ func TestClaimOutlivesPod(t *testing.T) {
 	if err != nil || !slices.Equal(ips, []string{want[0] + "/24", want[1] + "/64"}) {
 		t.Errorf("status.ips of the claim is %v (%v), the Pod has %v", ips, err, want)
 	}
-	if out, err := m.Weft("up", "--timeout", "2s", "-f", m.File(claiming("two"))); err == nil || !strings.Contains(out, "in use by sandbox") {
+	if out, err := m.Weft("up", "--timeout", "2s", "-f", m.File(claiming("two"))); err == nil || !strings.Contains(out, `ipam-claim-reference "mine": is in use by Pod default/one`) {
 		t.Errorf("a second Pod with the claim: %v\n%s", err, out)
 	}
 	m.MustWeft("delete", "pod", "two")
