@@ -170,9 +170,15 @@ func (l *Loop) done(ctx context.Context, key store.Key, after time.Duration, err
 	}
 }
 
+// Reader is what a Source follows: a store.Store, or a cache of one.
+type Reader interface {
+	List(ctx context.Context, gvk schema.GroupVersionKind, sel store.Selector) ([]*store.Object, string, error)
+	Watch(ctx context.Context, gvk schema.GroupVersionKind, sel store.Selector, since string) (<-chan store.Event, error)
+}
+
 // Source wakes keys of a loop for objects of one kind.
 type Source struct {
-	Store store.Store
+	Store Reader
 	GVK   schema.GroupVersionKind
 	// Keys maps an object to the keys it concerns; nil: its own.
 	Keys func(*store.Object) []store.Key
@@ -182,26 +188,47 @@ type Source struct {
 // String names the task.
 func (s Source) String() string { return s.Loop.name + " source " + s.GVK.Kind }
 
-// Run lists, then watches, until ctx ends.
+// Run lists, then watches, until ctx ends. A store that cannot be read, such as
+// an API server that is away, is tried again with growing delay.
 func (s Source) Run(ctx context.Context) error {
-	for ctx.Err() == nil {
-		objects, revision, err := s.Store.List(ctx, s.GVK, store.Selector{})
-		if err != nil {
-			return fmt.Errorf("list %s: %w", s.GVK.Kind, err)
-		}
-		for _, obj := range objects {
-			s.add(obj)
-		}
-		events, err := s.Store.Watch(ctx, s.GVK, store.Selector{}, revision)
-		if errors.Is(err, store.ErrExpired) {
+	for fails := 0; ctx.Err() == nil; {
+		err := s.follow(ctx)
+		if err == nil {
+			fails = 0
 			continue
 		}
-		if err != nil {
-			return fmt.Errorf("watch %s: %w", s.GVK.Kind, err)
+		if ctx.Err() != nil {
+			break
 		}
-		for event := range events {
-			s.add(event.Object)
+		delay := min(firstRetry<<min(fails, 10), lastRetry)
+		fails++
+		s.Loop.log.Warn("cannot follow the store", "kind", s.GVK.Kind, "err", err, "retryIn", delay)
+		select {
+		case <-ctx.Done():
+		case <-time.After(delay):
 		}
+	}
+	return nil
+}
+
+// follow lists and watches until the watch ends.
+func (s Source) follow(ctx context.Context) error {
+	objects, revision, err := s.Store.List(ctx, s.GVK, store.Selector{})
+	if err != nil {
+		return fmt.Errorf("list %s: %w", s.GVK.Kind, err)
+	}
+	for _, obj := range objects {
+		s.add(obj)
+	}
+	events, err := s.Store.Watch(ctx, s.GVK, store.Selector{}, revision)
+	if errors.Is(err, store.ErrExpired) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", s.GVK.Kind, err)
+	}
+	for event := range events {
+		s.add(event.Object)
 	}
 	return nil
 }

@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
 	"github.com/weftnet/weft/internal/store"
 )
 
@@ -89,6 +91,57 @@ func TestRequeueAfter(t *testing.T) {
 		time.Sleep(12 * time.Second)
 		if got := calls.Load(); got != 3 {
 			t.Errorf("got %d calls in 12 s, want 3", got)
+		}
+	})
+}
+
+// awayReader fails until it has been asked often enough, then has one object.
+type awayReader struct {
+	fails int
+	asked []time.Time
+}
+
+func (r *awayReader) List(context.Context, schema.GroupVersionKind, store.Selector) ([]*store.Object, string, error) {
+	r.asked = append(r.asked, time.Now())
+	if len(r.asked) <= r.fails {
+		return nil, "", errors.New("away")
+	}
+	obj := &store.Object{Object: map[string]any{"metadata": map[string]any{"name": "a"}}}
+	return []*store.Object{obj}, "1", nil
+}
+
+func (r *awayReader) Watch(ctx context.Context, _ schema.GroupVersionKind, _ store.Selector, _ string) (<-chan store.Event, error) {
+	events := make(chan store.Event)
+	context.AfterFunc(ctx, func() { close(events) })
+	return events, nil
+}
+
+// TestSourceOutlivesAnOutage: a store that cannot be read is asked again, ever
+// more slowly, and followed when it is back.
+func TestSourceOutlivesAnOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		loop := NewLoop("test", 1, slog.New(slog.DiscardHandler), nil)
+		reader := &awayReader{fails: 3}
+		done := make(chan error)
+		go func() { done <- Source{Store: reader, Loop: loop}.Run(ctx) }()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if len(reader.asked) != 4 {
+			t.Fatalf("got %d lists, want three that fail and one", len(reader.asked))
+		}
+		for i, want := range []time.Duration{firstRetry, 2 * firstRetry, 4 * firstRetry} {
+			if got := reader.asked[i+1].Sub(reader.asked[i]); got != want {
+				t.Errorf("delay %d: got %v, want %v", i+1, got, want)
+			}
+		}
+		if key, ok := loop.take(); !ok || key.Name != "a" {
+			t.Errorf("woken: got %v, %v, want a", key, ok)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
 		}
 	})
 }
