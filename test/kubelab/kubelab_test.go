@@ -42,7 +42,7 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 func TestCluster(t *testing.T) {
 	Require(t)
 	before := machineSettings(t)
-	c := New(t, Options{Nodes: 2, Proxy: true})
+	c := New(t, Options{Nodes: 2, Proxy: true, Images: []string{pack(t, "first")}})
 	if after := machineSettings(t); after != before {
 		t.Errorf("the cluster changed settings of this machine: got %s, want %s", after, before)
 	}
@@ -114,13 +114,14 @@ func TestCluster(t *testing.T) {
 			}
 		}
 	})
-	t.Run("image of the test", func(t *testing.T) { ownImage(t, c, kubectl) })
+	t.Run("own images", func(t *testing.T) { ownImages(t, c, kubectl) })
 	t.Run("proxy", func(t *testing.T) { spoiltRequests(t, c) })
 	t.Run("kill and reboot", func(t *testing.T) { killAndReboot(t, c, kubectl) })
 }
 
-// ownImage: an image packed from a folder runs as it says.
-func ownImage(t *testing.T, c *Cluster, kubectl func(t *testing.T, args ...string) string) {
+// pack gives an archive with the image lab.local/NAME:1, which says its name.
+func pack(t *testing.T, name string) string {
+	t.Helper()
 	root := t.TempDir()
 	busybox, err := exec.LookPath("busybox")
 	if err != nil {
@@ -133,19 +134,29 @@ func ownImage(t *testing.T, c *Cluster, kubectl func(t *testing.T, args ...strin
 	if err := os.WriteFile(filepath.Join(root, "busybox"), data, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	archive := filepath.Join(t.TempDir(), "hello.tar")
-	if err := Pack(archive, "lab.local/hello:1", root, "/busybox", "echo", "hello from the image"); err != nil {
+	archive := filepath.Join(t.TempDir(), name+".tar")
+	if err := Pack(archive, "lab.local/"+name+":1", root, "/busybox", "echo", name); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Load(archive); err != nil {
+	return archive
+}
+
+// ownImages: images packed from a folder run as they say, whether the nodes had
+// them from the start or got them later.
+func ownImages(t *testing.T, c *Cluster, kubectl func(t *testing.T, args ...string) string) {
+	if err := c.Load(pack(t, "later")); err != nil {
 		t.Fatal(err)
 	}
-	kubectl(t, "run", "hello", "--image=lab.local/hello:1", "--image-pull-policy=Never", "--restart=Never")
-	kubectl(t, "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/hello", "--timeout=3m")
-	if got := kubectl(t, "logs", "hello"); got != "hello from the image" {
-		t.Errorf("log of the Pod: got %q", got)
+	for _, name := range []string{"first", "later"} {
+		kubectl(t, "run", name, "--image=lab.local/"+name+":1", "--image-pull-policy=Never", "--restart=Never")
 	}
-	kubectl(t, "delete", "pod", "hello", "--now")
+	for _, name := range []string{"first", "later"} {
+		kubectl(t, "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/"+name, "--timeout=3m")
+		if got := kubectl(t, "logs", name); got != name {
+			t.Errorf("log of the Pod: got %q, want %q", got, name)
+		}
+	}
+	kubectl(t, "delete", "pod", "first", "later", "--now")
 }
 
 // spoiltRequests: the proxy keeps who asks, and does what it is told.

@@ -111,6 +111,10 @@ func (c *Cluster) prepareNodes() error {
 		return err
 	}
 	for i, image := range c.opt.Images {
+		image, err := filepath.Abs(image)
+		if err != nil {
+			return err
+		}
 		if err := os.Symlink(image, filepath.Join(images, fmt.Sprintf("extra-%d.tar", i))); err != nil {
 			return err
 		}
