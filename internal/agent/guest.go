@@ -13,6 +13,20 @@ import (
 	"github.com/weftnet/weft/internal/store"
 )
 
+// agentGrace is how long after its leases a guest is not called ready if its
+// agent, which most have, has not spoken yet: it starts a moment later.
+const agentGrace = 10 * time.Second
+
+// awaitsAgent says how long the guest agent may still be waited for.
+func (m *machine) awaitsAgent() time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.facts.connected || m.facts.exit != nil || m.lease.IsZero() {
+		return 0
+	}
+	return max(0, agentGrace-time.Since(m.lease))
+}
+
 // watchGuest asks the guest agent for its interfaces until the connection ends.
 // It does not speak while nobody listens in the guest: what it said would wait
 // in a buffer and reach an agent that starts much later.

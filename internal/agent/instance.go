@@ -45,7 +45,7 @@ func (n *Node) writeInstance(ctx context.Context, key store.Key, sandbox *record
 	if err := kubevirt.SetInterfaces(next, interfaceStatuses(nics, others)); err != nil {
 		return fmt.Errorf("set interfaces of %s: %w", key, err)
 	}
-	conditions := []kubevirt.Condition{ready, networkCondition(phase, nics), {
+	conditions := []kubevirt.Condition{ready, networkCondition(phase, nics, m.awaitsAgent() > 0), {
 		Type: kubevirt.AgentConnected, Status: facts.AgentConnected, Reason: reasonIf(!facts.AgentConnected, "NotAnswering"),
 	}}
 	if n.cfg.Accel == qemu.TCG {
@@ -102,7 +102,7 @@ func phaseOf(facts machineFacts) (kubevirt.Phase, kubevirt.Condition) {
 
 // networkCondition names the NICs that have not arrived in the guest. A NIC
 // whose network gives no address, and one that is down, need only be plugged.
-func networkCondition(phase kubevirt.Phase, nics []status.NIC) kubevirt.Condition {
+func networkCondition(phase kubevirt.Phase, nics []status.NIC, awaitsAgent bool) kubevirt.Condition {
 	condition := kubevirt.Condition{Type: guestNetworkReady}
 	if phase != kubevirt.Running {
 		condition.Reason, condition.Message = "MachineNotRunning", "the machine does not run"
@@ -120,6 +120,10 @@ func networkCondition(phase kubevirt.Phase, nics []status.NIC) kubevirt.Conditio
 	}
 	if len(missing) > 0 {
 		condition.Reason, condition.Message = "WaitingForGuest", strings.Join(missing, "; ")
+		return condition
+	}
+	if awaitsAgent {
+		condition.Reason, condition.Message = "WaitingForGuest", "every NIC has its lease; the guest agent has not spoken yet"
 		return condition
 	}
 	condition.Status = true

@@ -64,6 +64,7 @@ type machine struct {
 	adopted time.Time         // zero: it was started, not found
 	facts   machineFacts
 	leased  map[string]bool
+	lease   time.Time // when a NIC took its first lease last
 }
 
 // machineFacts is what was last heard. It is compared as a whole.
@@ -350,6 +351,9 @@ func (m *machine) noteLease(network string) {
 	m.mu.Lock()
 	known := m.leased[network]
 	m.leased[network] = true
+	if !known {
+		m.lease = time.Now()
+	}
 	m.mu.Unlock()
 	if !known {
 		m.changed()

@@ -44,7 +44,7 @@ func (n *Node) reconcileMachine(ctx context.Context, pod *store.Object, sandbox 
 	if wait := m.unheard(n.cfg.Now()); wait > 0 {
 		return wait, nil
 	}
-	return 0, n.writeInstance(ctx, key, sandbox, m)
+	return m.awaitsAgent(), n.writeInstance(ctx, key, sandbox, m)
 }
 
 func ownedBy(pod, vmi *store.Object) bool {
