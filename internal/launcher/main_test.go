@@ -19,6 +19,7 @@ import (
 	"github.com/weftnet/weft/internal/netstate"
 	"github.com/weftnet/weft/internal/qemu"
 	"github.com/weftnet/weft/internal/vmnet"
+	"github.com/weftnet/weft/test/vmlab"
 )
 
 // testUID is an ordinary user no account has.
@@ -164,7 +165,7 @@ func (l *lab) spec(nics ...vmnet.NIC) Spec {
 		NICs: nics, Sockets: qemu.SocketsFor(l.name), SerialLog: SerialLog(l.dir),
 	}
 	machine.Default()
-	return Spec{Dir: l.dir, Machine: machine, NetNS: l.netns, Launcher: launcherPath, UID: testUID, GID: testUID}
+	return Spec{Dir: l.dir, Machine: machine, NetNS: l.netns, Launcher: launcherPath, UID: testUID, GID: testUID, Grace: vmlab.Patience}
 }
 
 // start starts the machine and sees to its end.
