@@ -83,6 +83,9 @@ type Options struct {
 	// BinDirs are searched in order for foreign plugins; optional, /opt/cni/bin
 	// and /usr/lib/cni.
 	BinDirs []string
+	// HostRoot is where the machine's own files are, for a process that has a root
+	// of its own, a container: foreign plugins run with that as their root.
+	HostRoot string
 	// PluginTimeout is how long one call of a foreign plugin may take; optional,
 	// one minute.
 	PluginTimeout time.Duration
@@ -144,7 +147,7 @@ func New(ctx context.Context, options Options) (*Engine, error) {
 			return nil, err
 		}
 	}
-	e.runner = runner{binDirs: e.BinDirs, deadline: e.PluginTimeout, hostNS: options.HostNS}
+	e.runner = runner{binDirs: e.BinDirs, root: e.HostRoot, deadline: e.PluginTimeout, hostNS: options.HostNS}
 	e.noIPv6, e.optDAD = kernelFacts()
 	if err := e.load(ctx); err != nil {
 		return nil, err

@@ -72,6 +72,9 @@ func (e *PluginError) Unwrap() []error {
 // runner runs foreign CNI plugins.
 type runner struct {
 	binDirs []string
+	// root is the directory plugins have as their root, and find binDirs in; may
+	// be empty.
+	root string
 	// deadline is how long one call of one plugin may take.
 	deadline time.Duration
 	// hostNS is the namespace plugins run in; empty: this process's.
@@ -124,7 +127,10 @@ func (r runner) start(ctx context.Context, path string, c call, stdout, stderr *
 		}).AsEnv()
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(c.config), stdout, stderr
 		// A group of its own, so that what the plugin started dies with it.
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Chroot: r.root}
+		if r.root != "" {
+			cmd.Dir = "/"
+		}
 		cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 		cmd.WaitDelay = pipeGrace
 		err := r.spawn(cmd)
@@ -142,6 +148,18 @@ func (r runner) start(ctx context.Context, path string, c call, stdout, stderr *
 	}
 }
 
+// dirs gives the directories of the plugins as this process sees them.
+func (r runner) dirs() []string {
+	if r.root == "" {
+		return r.binDirs
+	}
+	dirs := make([]string, len(r.binDirs))
+	for i, dir := range r.binDirs {
+		dirs[i] = filepath.Join(r.root, dir)
+	}
+	return dirs
+}
+
 // spawn starts cmd in the host's namespace.
 func (r runner) spawn(cmd *exec.Cmd) error {
 	if r.hostNS == "" {
@@ -151,12 +169,13 @@ func (r runner) spawn(cmd *exec.Cmd) error {
 }
 
 func (r runner) find(c call) (string, error) {
-	path, err := invoke.FindInPath(c.plugin, r.binDirs)
+	dirs := r.dirs()
+	path, err := invoke.FindInPath(c.plugin, dirs)
 	if err == nil {
-		return path, nil
+		return strings.TrimPrefix(path, r.root), nil
 	}
 	var there []string
-	for _, dir := range r.binDirs {
+	for _, dir := range dirs {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			continue // a directory that is missing holds no plugin

@@ -160,3 +160,31 @@ func FuzzResult(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, out string) { checkResult(t, []byte(out)) })
 }
+
+// TestHostRoot runs a plugin in the root directory of the machine around a
+// container: it is found there, and sees the files there.
+func TestHostRoot(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	root := t.TempDir()
+	for _, dir := range []string{"plugins", "out"} {
+		if err := os.Mkdir(filepath.Join(root, dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Link(filepath.Join(binDir, "alpha"), filepath.Join(root, "plugins", "alpha")); err != nil {
+		t.Fatal(err)
+	}
+	r := runner{binDirs: []string{"/plugins"}, root: root, deadline: 20 * time.Second}
+	c := call{plugin: "alpha", verb: "ADD", network: "demo/x", sandbox: "s", ifName: "x0", netns: "/n", config: []byte(`{"cniVersion":"1.0.0","name":"x","type":"alpha","dir":"/out"}`)}
+	if _, err := r.run(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if found, err := filepath.Glob(filepath.Join(root, "out", "*")); err != nil || len(found) == 0 {
+		t.Errorf("the plugin wrote nothing below its root (%v)", err)
+	}
+	c.plugin = "beta"
+	if _, err := r.run(t.Context(), c); !errors.Is(err, ErrNoPlugin) || !strings.Contains(err.Error(), "no such file in /plugins; install it there, or use one that is there: alpha") {
+		t.Errorf("a plugin that is not there: %v", err)
+	}
+}

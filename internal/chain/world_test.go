@@ -117,7 +117,7 @@ const instance = "chaintest"
 const defaultConf = `{"cniVersion":"1.0.0","name":"default","type":"bridge","bridge":"weft0","isDefaultGateway":true,"ipMasq":true,
 	"ipam":{"type":"host-local","ranges":[[{"subnet":"10.88.0.0/24"}],[{"subnet":"fd88::/64"}]]}}`
 
-func newWorld(t testing.TB) *world {
+func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		if os.Getenv("CI") != "" {
@@ -125,6 +125,11 @@ func newWorld(t testing.TB) *world {
 		}
 		t.Skip("needs root: network namespaces")
 	}
+}
+
+func newWorld(t testing.TB) *world {
+	t.Helper()
+	needRoot(t)
 	w := &world{t: t, dir: t.TempDir(), nads: networks{}, defaults: defaultConf, boot: "boot-1", timeout: 20 * time.Second}
 	nsDir := filepath.Join(w.dir, "ns")
 	if err := os.MkdirAll(nsDir, 0o700); err != nil {

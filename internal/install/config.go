@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/weftnet/weft/internal/hint"
@@ -129,4 +130,29 @@ func (s settings) config(network primary) (string, error) {
 		return "", fmt.Errorf("encode the CNI configuration: %w", err)
 	}
 	return string(text) + "\n", nil
+}
+
+// Config gives the plugin's configuration in our installed file as the runtime
+// passes it on (CNI specification 1.1, section 3, "Deriving execution
+// configuration").
+func Config(dir string) ([]byte, error) {
+	path := filepath.Join(dir, ConfigFile)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("weft is not installed: %w", err)
+	}
+	var list struct {
+		CNIVersion string           `json:"cniVersion"`
+		Name       string           `json:"name"`
+		Plugins    []map[string]any `json:"plugins"`
+	}
+	if err := json.Unmarshal(text, &list); err != nil {
+		return nil, fmt.Errorf("decode %s: %w", path, err)
+	}
+	if len(list.Plugins) != 1 {
+		return nil, fmt.Errorf("%s has %d plugins, weft writes one", path, len(list.Plugins))
+	}
+	plugin := list.Plugins[0]
+	plugin["cniVersion"], plugin["name"] = list.CNIVersion, list.Name
+	return json.Marshal(plugin)
 }

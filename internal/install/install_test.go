@@ -305,6 +305,20 @@ func TestRestores(t *testing.T) {
 	n.has("weft 0.4.0", follows("10-primary.conflist")) // ours stays when we end
 }
 
+func TestConfig(t *testing.T) {
+	n := newNode(t)
+	if _, err := Config(n.ConfDir); err == nil || !strings.Contains(err.Error(), "not installed") {
+		t.Errorf("before: %v", err)
+	}
+	n.conf("10-primary.conflist", bridge)
+	n.settle()
+	got, err := Config(n.ConfDir)
+	want := `{"capabilities":{"io.kubernetes.cri.pod-annotations":true},"clusterNetwork":"` + n.ConfDir + `/10-primary.conflist","cniVersion":"0.4.0","name":"weft","type":"weft-cni"}`
+	if string(got) != want || err != nil {
+		t.Errorf("%s (%v), want %s", got, err, want)
+	}
+}
+
 const childEnv = "WEFT_INSTALL_CHILD"
 
 // TestInstallerKilled ends installers at any moment with SIGKILL, while the primary's

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -423,4 +424,51 @@ func TestTablesCarryTheirComment(t *testing.T) {
 	if err != nil || len(tables) != 0 {
 		t.Errorf("got %v, %v in a new namespace", tables, err)
 	}
+}
+
+// TestUnlockSysctls works in a mount namespace of one thread, which ends with it.
+func TestUnlockSysctls(t *testing.T) {
+	needRoot(t)
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // for good: the thread is not to be used again
+		done <- unlockWhereLocked()
+	}()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func unlockWhereLocked() error {
+	const key = "net/ipv4/ip_default_ttl"
+	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS | unix.CLONE_NEWNET); err != nil {
+		return err
+	}
+	for _, mount := range []struct {
+		source, target string
+		flags          uintptr
+	}{
+		{"", "/", unix.MS_REC | unix.MS_PRIVATE},
+		{sysctlRoot, sysctlRoot, unix.MS_BIND},
+		{"", sysctlRoot, unix.MS_BIND | unix.MS_REMOUNT | unix.MS_RDONLY}, // as runc does
+	} {
+		if err := unix.Mount(mount.source, mount.target, "", mount.flags, ""); err != nil {
+			return fmt.Errorf("mount %+v: %w", mount, err)
+		}
+	}
+	if err := SetSysctl(key, "63"); !errors.Is(err, unix.EROFS) {
+		return fmt.Errorf("on a read-only file system: %w", err)
+	}
+	for range 2 {
+		if err := UnlockSysctls(); err != nil {
+			return err
+		}
+	}
+	if err := SetSysctl(key, "63"); err != nil {
+		return err
+	}
+	if got, err := Sysctl(key); err != nil || got != "63" {
+		return fmt.Errorf("the setting is %s (%w)", got, err)
+	}
+	return nil
 }

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weftnet/weft/internal/hint"
 )
 
 // sysctlRoot is where the kernel shows its settings. What is below net belongs
@@ -38,6 +40,25 @@ func SetSysctl(path, value string) error {
 	_, werr := f.WriteString(value)
 	if err := errors.Join(werr, f.Close()); err != nil {
 		return fmt.Errorf("set sysctl %s to %q: %w", path, value, err)
+	}
+	return nil
+}
+
+// UnlockSysctls lets this process change settings in a container, where the
+// runtime has mounted them read-only over themselves.
+func UnlockSysctls() error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(sysctlRoot, &fs); err != nil {
+		return fmt.Errorf("look at %s: %w", sysctlRoot, err)
+	}
+	if fs.Flags&unix.ST_RDONLY == 0 {
+		return nil
+	}
+	if err := unix.Mount("", sysctlRoot, "", unix.MS_REMOUNT|unix.MS_BIND, ""); err != nil {
+		return &hint.Error{
+			Value: sysctlRoot, Problem: "is read-only, and cannot be made writable", Err: err,
+			Remedy: "run this container with CAP_SYS_ADMIN and without an AppArmor profile",
+		}
 	}
 	return nil
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/install"
 	"github.com/weftnet/weft/internal/ipam"
+	"github.com/weftnet/weft/internal/linux"
 	"github.com/weftnet/weft/internal/networks"
 	"github.com/weftnet/weft/internal/reconcile"
 	"github.com/weftnet/weft/internal/record"
@@ -42,6 +43,8 @@ type Options struct {
 	Instance, State, Run string
 	// BinDirs are searched for foreign CNI plugins.
 	BinDirs []string
+	// HostRoot is where the node's files are, if this is a container.
+	HostRoot string
 	// Install keeps weft in the runtime's directories; nil: somebody else does.
 	Install *install.Installer
 	Log     *slog.Logger
@@ -75,6 +78,9 @@ func Run(ctx context.Context, opt Options) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := linux.UnlockSysctls(); err != nil {
+		return err
+	}
 	records, err := record.Open(filepath.Join(opt.State, "attachments"))
 	if err != nil {
 		return err
@@ -102,7 +108,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	}
 	a.engine, err = chain.New(ctx, chain.Options{
 		Instance: opt.Instance, Machine: opt.Node, Records: records, Dataplane: plane, Host: plane.Host(), Addresses: ipam.NewMemory(),
-		Networks: definitions{networks.Definitions{Reader: a.cache}, networks.Definitions{Reader: api}}, BinDirs: opt.BinDirs, Log: opt.Log,
+		Networks: definitions{networks.Definitions{Reader: a.cache}, networks.Definitions{Reader: api}}, BinDirs: opt.BinDirs, HostRoot: opt.HostRoot, Log: opt.Log,
 	})
 	if err != nil {
 		return err
@@ -128,7 +134,7 @@ type task interface {
 
 func (a *agent) run(ctx context.Context, installer *install.Installer, server *cniserver.Server) error {
 	group, ctx := errgroup.WithContext(ctx)
-	tasks := []task{a.cache, a.loop, reconcile.Source{Store: readOnly{a.cache}, GVK: podKind, Loop: a.loop}, server}
+	tasks := []task{a.cache, a.loop, reconcile.Source{Store: readOnly{a.cache}, GVK: podKind, Loop: a.loop}, server, definer{a.api, a.log}}
 	if installer != nil {
 		tasks = append(tasks, installer)
 	}

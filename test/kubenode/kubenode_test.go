@@ -381,7 +381,7 @@ func (w *world) nothingLeft() {
 	w.kubectl("delete", "deployments", "--all", "--wait")
 	for _, node := range w.c.Nodes() {
 		w.eventually("nothing is left on "+node.Name, func() error {
-			links := w.on(node, "ip -br link | grep -E 'weft|blue0|@eth0' || true")
+			links := w.on(node, "ip -br link | grep -E 'weft|blue0|red0|@eth0' || true")
 			records := w.on(node, "ls /var/lib/weft/attachments | grep json || true")
 			if links+records != "" {
 				return fmt.Errorf("links %q, records %q", links, records)

@@ -1,0 +1,146 @@
+// Package deploy_test holds the plain manifest to the chart it is made from, and
+// both to the types of the Kubernetes API.
+package deploy_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"text/template"
+
+	admission "k8s.io/api/admissionregistration/v1"
+	apps "k8s.io/api/apps/v1"
+	core "k8s.io/api/core/v1"
+	rbac "k8s.io/api/rbac/v1"
+	"sigs.k8s.io/yaml"
+)
+
+var update = flag.Bool("update", false, "write weft.yaml from the chart")
+
+const head = `# weft for kubectl apply -f, into kube-system. Made from the chart beside it:
+# go test ./deploy -update
+---
+`
+
+// render does what helm does with our chart: its template uses nothing of helm
+// but the values and toJson.
+func render(t *testing.T, change func(values map[string]any)) string {
+	t.Helper()
+	var values, chart map[string]any
+	for file, to := range map[string]*map[string]any{"values.yaml": &values, "Chart.yaml": &chart} {
+		text, err := os.ReadFile(filepath.Join("chart/weft", file))
+		if err == nil {
+			err = yaml.Unmarshal(text, to)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	change(values)
+	functions := template.FuncMap{"toJson": func(value any) (string, error) {
+		text, err := json.Marshal(value)
+		return string(text), err
+	}}
+	parsed, err := template.New("weft.yaml").Funcs(functions).Option("missingkey=error").ParseFiles("chart/weft/templates/weft.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	err = parsed.Execute(&out, map[string]any{
+		"Values": values, "Chart": map[string]any{"AppVersion": chart["appVersion"]}, "Release": map[string]any{"Namespace": "kube-system"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return head + out.String()
+}
+
+func TestManifestIsTheChart(t *testing.T) {
+	want := render(t, func(map[string]any) {})
+	if *update {
+		if err := os.WriteFile("weft.yaml", []byte(want), 0o644); err != nil { //nolint:gosec // everybody reads it
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile("weft.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != want {
+		t.Error("weft.yaml is not what the chart gives; go test ./deploy -update writes it")
+	}
+}
+
+// objects decodes a manifest, and knows every field in it.
+func objects(t *testing.T, manifest string) map[string]any {
+	t.Helper()
+	found := map[string]any{}
+	for document := range strings.SplitSeq(manifest, "\n---\n") {
+		var kind struct {
+			Kind     string `json:"kind"`
+			Metadata struct {
+				Name string `json:"name"`
+			} `json:"metadata"`
+		}
+		if err := yaml.Unmarshal([]byte(document), &kind); err != nil {
+			t.Fatalf("%v in\n%s", err, document)
+		}
+		if kind.Kind == "" {
+			continue // the comment on top
+		}
+		object, ok := map[string]any{
+			"ServiceAccount": &core.ServiceAccount{}, "ConfigMap": &core.ConfigMap{}, "DaemonSet": &apps.DaemonSet{},
+			"ClusterRole": &rbac.ClusterRole{}, "ClusterRoleBinding": &rbac.ClusterRoleBinding{},
+			"ValidatingAdmissionPolicy": &admission.ValidatingAdmissionPolicy{}, "ValidatingAdmissionPolicyBinding": &admission.ValidatingAdmissionPolicyBinding{},
+		}[kind.Kind]
+		if !ok {
+			t.Fatalf("kind %q is not looked at", kind.Kind)
+		}
+		if err := yaml.UnmarshalStrict([]byte(document), object); err != nil {
+			t.Errorf("%s %s: %v", kind.Kind, kind.Metadata.Name, err)
+		}
+		found[kind.Kind+" "+kind.Metadata.Name] = object
+	}
+	return found
+}
+
+func TestValues(t *testing.T) {
+	const settings = `{"agentWait":"60s","globalNamespaces":"it's: \"x\""}`
+	all := objects(t, render(t, func(values map[string]any) {
+		values["cni"] = map[string]any{"binDir": "/opt/b", "confDir": "/etc/c"}
+		values["image"] = map[string]any{"repository": "r", "tag": "t", "pullPolicy": "Never"}
+		values["settings"] = map[string]any{"agentWait": "60s", "globalNamespaces": `it's: "x"`}
+	}))
+	if got := strings.TrimSpace(all["ConfigMap weft"].(*core.ConfigMap).Data["cni.json"]); got != settings { //nolint:forcetypeassert // objects made it
+		t.Errorf("the settings are %s, want %s", got, settings)
+	}
+	spec := all["DaemonSet weft"].(*apps.DaemonSet).Spec.Template.Spec //nolint:forcetypeassert // objects made it
+	container := spec.Containers[0]
+	if container.Image != "r:t" || container.ImagePullPolicy != core.PullNever {
+		t.Errorf("image %s, %s", container.Image, container.ImagePullPolicy)
+	}
+	for _, text := range []string{strings.Join(container.Command, " "), strings.Join(container.ReadinessProbe.Exec.Command, " ")} {
+		if !strings.Contains(text, "--cni-conf-dir=/etc/c") {
+			t.Errorf("%s does not name the directory", text)
+		}
+	}
+	// What the runtime names must be there by the same name.
+	on := map[string]string{}
+	for _, volume := range spec.Volumes {
+		if volume.HostPath != nil {
+			on[volume.Name] = volume.HostPath.Path
+		}
+	}
+	for _, mount := range container.VolumeMounts {
+		if path, ok := on[mount.Name]; ok && mount.Name != "host" && path != mount.MountPath {
+			t.Errorf("volume %s is %s on the node and %s in the container", mount.Name, path, mount.MountPath)
+		}
+	}
+	if context := container.SecurityContext; context.Privileged != nil {
+		t.Error("the agent is privileged")
+	}
+}

@@ -1,0 +1,219 @@
+package kubenode
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weftnet/weft/test/kubelab"
+	"github.com/weftnet/weft/test/machine"
+)
+
+// manifest is what people install.
+func manifest() string { return filepath.Join(machine.Tree(), "deploy", "weft.yaml") }
+
+// image packs weft's image under the name that the manifest asks for.
+func image(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile(manifest())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), `image: "`)
+	name, _, ok := strings.Cut(rest, `"`)
+	if !ok {
+		t.Fatalf("%s names no image", manifest())
+	}
+	dir := t.TempDir()
+	if out, err := exec.Command(filepath.Join(machine.Tree(), "deploy", "image.sh"), filepath.Join(dir, "root")).CombinedOutput(); err != nil {
+		t.Fatalf("image.sh: %v\n%s", err, out)
+	}
+	archive := filepath.Join(dir, "weft.tar")
+	if err := kubelab.Pack(archive, "docker.io/"+name, filepath.Join(dir, "root"), "/usr/bin/weftd"); err != nil {
+		t.Fatal(err)
+	}
+	return archive
+}
+
+// installed waits for the DaemonSet of the manifest.
+func (w *world) installed() {
+	w.t.Helper()
+	w.kubectl("apply", "-f", manifest())
+	w.kubectl("-n", "kube-system", "rollout", "status", "daemonset/weft", "--timeout=180s")
+}
+
+// TestInstall is the life of the plain manifest: installed, used, upgraded,
+// deleted, installed again.
+func TestInstall(t *testing.T) {
+	kubelab.Require(t)
+	w := &world{t: t, c: kubelab.New(t, kubelab.Options{Nodes: 2, Proxy: true, Images: []string{image(t)}})}
+	t.Cleanup(func() {
+		if t.Failed() {
+			out, err := w.c.Kubectl(context.WithoutCancel(t.Context()), "", "-n", "kube-system", "logs", "daemonset/weft", "--all-pods", "--prefix", "--tail=60")
+			t.Logf("the agents say (%v):\n%s", err, out)
+		}
+	})
+	w.installed()
+	w.kubectl("wait", "--for=condition=Established", "crd/network-attachment-definitions.k8s.cni.cncf.io", "--timeout=60s")
+	w.apply(macvlanConf + foreignConf +
+		deployment("a", "n1", `[{"name":"macvlan-conf","ips":["192.168.77.10"]},{"name":"red"}]`) +
+		deployment("b", "n2", `[{"name":"macvlan-conf","ips":["192.168.77.11"]},{"name":"red"}]`))
+	w.rollout("a", "b")
+	a, b := w.pod("a"), w.pod("b")
+	if got := w.status(a); len(got["net1"].IPs) != 1 || len(got["net2"].IPs) != 1 {
+		t.Errorf("network-status of a: %+v", got)
+	}
+	if got := strings.TrimSpace(w.kubectl("exec", a, "--", "cat", "/proc/sys/net/ipv4/conf/net2/arp_filter")); got != "1" {
+		t.Errorf("the foreign plugin's setting is %s", got)
+	}
+	if out := w.on(w.c.Nodes()[0], "nft list ruleset | grep -c masquerade"); out == "0\n" {
+		t.Error("no rule masquerades the addresses of network red")
+	}
+	w.eventually("a reaches b on net1", func() error { return w.ping(a, "192.168.77.11") })
+	w.policy(a, b)
+	w.upgrade()
+	w.uninstalled(a)
+}
+
+// foreignConf needs everything of the agent's container: nft for masquerading, a
+// writable sysctl, the node's own plugins with their libraries.
+const foreignConf = `---
+apiVersion: k8s.cni.cncf.io/v1
+kind: NetworkAttachmentDefinition
+metadata: {name: red}
+spec:
+  config: '{"cniVersion":"1.0.0","plugins":[
+    {"type":"bridge","bridge":"red0","isDefaultGateway":false,"isGateway":true,"ipMasq":true,"ipam":{"type":"host-local","subnet":"10.60.0.0/16"}},
+    {"type":"tuning","sysctl":{"net.ipv4.conf.net2.arp_filter":"1"}}]}'
+`
+
+// agentOn gives the agent's Pod of a node.
+func (w *world) agentOn(node string) string {
+	w.t.Helper()
+	return w.kubectl("-n", "kube-system", "get", "pods", "-l", "app.kubernetes.io/name=weft", "--field-selector=spec.nodeName="+node, "-o", "jsonpath={.items[0].metadata.name}")
+}
+
+// policy does with the token of n1's agent what it should and should not do.
+func (w *world) policy(own, other string) {
+	w.t.Helper()
+	bound := strings.TrimSpace(w.kubectl("-n", "kube-system", "create", "token", "weft", "--bound-object-kind=Pod", "--bound-object-name="+w.agentOn("n1")))
+	loose := strings.TrimSpace(w.kubectl("-n", "kube-system", "create", "token", "weft"))
+	const key = "k8s.v1.cni.cncf.io/network-status"
+	for _, tt := range []struct {
+		name, token string
+		refused     string // what the answer says; empty: it is done
+		args        []string
+	}{
+		{"status of its own Pod", bound, "", []string{"annotate", own, "--overwrite", key + "=[]"}},
+		{"status of another node's Pod", bound, "may change Pods of that node only", []string{"annotate", other, "--overwrite", key + "=[]"}},
+		{"status by a token of no node", loose, "may change Pods of", []string{"annotate", own, "--overwrite", key + "=[ ]"}},
+		{"another annotation", bound, "network-status of a Pod only", []string{"annotate", own, "x=y"}},
+		{"an annotation less", bound, "network-status of a Pod only", []string{"annotate", own, "k8s.v1.cni.cncf.io/networks-"}},
+		{"an annotation changed", bound, "network-status of a Pod only", []string{"annotate", own, "--overwrite", "k8s.v1.cni.cncf.io/networks="}},
+		{"a label", bound, "network-status of a Pod only", []string{"label", own, "x=y"}},
+		{"an image", bound, "network-status of a Pod only", []string{"set", "image", own, "c=lab.local/pause:1"}},
+		{"delete a Pod", bound, "forbidden", []string{"delete", own}},
+		{"read a Secret", bound, "forbidden", []string{"-n", "kube-system", "get", "secrets"}},
+		{"delete the kind", bound, "forbidden", []string{"delete", "crd", "network-attachment-definitions.k8s.cni.cncf.io"}},
+		{"make another kind", bound, "NetworkAttachmentDefinition only", []string{"create", "-f", w.otherKind()}},
+	} {
+		args := append([]string{"--kubeconfig=/dev/null", "--server=" + w.c.Server, "--certificate-authority=" + filepath.Join(w.c.Dir, "ca.crt"), "--token=" + tt.token}, tt.args...)
+		out, err := w.c.Command(w.t.Context(), "kubectl", args...).CombinedOutput()
+		if refused := err != nil; refused != (tt.refused != "") || !strings.Contains(string(out), tt.refused) {
+			w.t.Errorf("%s with the agent's token: %v, %s", tt.name, err, out)
+		}
+	}
+}
+
+func (w *world) otherKind() string {
+	w.t.Helper()
+	path := filepath.Join(w.t.TempDir(), "crd.yaml")
+	other := strings.NewReplacer("network-attachment-definition", "other", "NetworkAttachmentDefinition", "Other", "net-attach-def", "oth").Replace(definitionCRD)
+	if err := os.WriteFile(path, []byte(other), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+	return path
+}
+
+// upgrade restarts all agents while Pods are made. All of them come up, with
+// their networks, and the kubelet never had to try a second time.
+func (w *world) upgrade() {
+	w.t.Helper()
+	w.kubectl("-n", "kube-system", "rollout", "restart", "daemonset/weft")
+	done := make(chan error, 1)
+	go func() {
+		_, err := w.c.Kubectl(w.t.Context(), "", "-n", "kube-system", "rollout", "status", "daemonset/weft", "--timeout=180s")
+		done <- err
+	}()
+	count := 0
+	for ended := false; !ended; {
+		select {
+		case err := <-done:
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			ended = true
+		default:
+		}
+		w.apply(churnPod(count, "n1") + churnPod(count, "n2"))
+		count++
+	}
+	w.kubectl("wait", "--for=condition=Ready", "pod", "-l", "churn=yes", "--timeout=180s")
+	for i := range count {
+		for _, node := range []string{"n1", "n2"} {
+			if got := w.status(fmt.Sprintf("pod/churn-%d-%s", i, node))["net1"]; len(got.IPs) != 1 {
+				w.t.Errorf("Pod %d on %s has %+v", i, node, got)
+			}
+		}
+	}
+	w.t.Logf("%d Pods were made on each node meanwhile", count)
+	if out := w.kubectl("get", "events", "--field-selector=reason=FailedCreatePodSandBox", "-o", "jsonpath={.items[*].message}"); out != "" {
+		w.t.Errorf("a sandbox failed: %s", out)
+	}
+	w.kubectl("delete", "pods", "-l", "churn=yes", "--now")
+}
+
+func churnPod(i int, node string) string {
+	return fmt.Sprintf(`---
+apiVersion: v1
+kind: Pod
+metadata: {name: churn-%d-%s, labels: {churn: "yes"}, annotations: {k8s.v1.cni.cncf.io/networks: blue}}
+spec:
+  nodeName: %[2]s
+  terminationGracePeriodSeconds: 0
+  containers: [{name: c, image: "lab.local/pause:1", imagePullPolicy: Never}]
+`, i, node)
+}
+
+// uninstalled deletes all that the manifest made: Pods keep what they have, the
+// configuration and the networks stay. Applied again, all is as it was.
+func (w *world) uninstalled(a string) {
+	w.t.Helper()
+	w.kubectl("delete", "-f", manifest(), "--wait")
+	w.kubectl("-n", "kube-system", "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=weft", "--timeout=60s")
+	for _, node := range w.c.Nodes() {
+		w.on(node, "test -s /etc/cni/net.d/00-weft.conflist && test -x /opt/cni/bin/weft-cni")
+	}
+	if err := w.ping(a, "192.168.77.11"); err != nil {
+		w.t.Errorf("without agents, a does not reach b: %v", err)
+	}
+	w.kubectl("get", "net-attach-def", "red")
+	w.apply(deployment("plain", "n1", "") + deployment("later", "n1", "blue"))
+	w.rollout("plain")
+	began := time.Now()
+	w.installed()
+	w.rollout("later")
+	w.t.Logf("a Pod that waited for the agent is ready %s after the manifest", time.Since(began).Round(time.Second))
+	if got := w.status(w.pod("later"))["net1"]; len(got.IPs) != 1 {
+		w.t.Errorf("network-status of the Pod that waited: %+v", got)
+	}
+	if err := w.ping(a, "192.168.77.11"); err != nil {
+		w.t.Errorf("with agents again, a does not reach b: %v", err)
+	}
+	w.nothingLeft()
+}
