@@ -76,6 +76,7 @@ func TestInstall(t *testing.T) {
 	}
 	w.eventually("a reaches b on net1", func() error { return w.ping(a, "192.168.77.11") })
 	w.policy(a, b)
+	w.primaryChanges()
 	w.upgrade()
 	w.uninstalled(a)
 }
@@ -128,6 +129,40 @@ func (w *world) policy(own, other string) {
 			w.t.Errorf("%s with the agent's token: %v, %s", tt.name, err, out)
 		}
 	}
+}
+
+// primaryChanges has the primary network's plugin write its configuration anew,
+// slowly and in place. Ours follows when it is whole, and Pods get what it says.
+func (w *world) primaryChanges() {
+	w.t.Helper()
+	n2 := w.c.Nodes()[1]
+	const primary, ours = "/etc/cni/net.d/10-primary.conflist", "/etc/cni/net.d/00-weft.conflist"
+	before := w.on(n2, "cat "+ours)
+	whole := w.on(n2, "cat "+primary)
+	changed := strings.Replace(whole, `"type":"bridge",`, `"type":"bridge","mtu":1400,"capabilities":{"ips":true},`, 1)
+	w.on(n2, "printf %s '"+changed[:len(changed)/2]+"' >"+primary)
+	w.eventually("the agent tells of the half-written file", func() error {
+		if out := w.kubectl("-n", "kube-system", "logs", w.agentOn("n2")); !strings.Contains(out, "is no complete JSON document") {
+			return fmt.Errorf("it says %s", out)
+		}
+		return nil
+	})
+	if after := w.on(n2, "cat "+ours); after != before {
+		w.t.Errorf("half a file changed ours to %s", after)
+	}
+	w.on(n2, "printf %s '"+changed+"' >"+primary)
+	w.eventually("our configuration has the primary's new capability", func() error {
+		if out := w.on(n2, "cat "+ours); !strings.Contains(out, `"ips": true`) {
+			return fmt.Errorf("it is %s", out)
+		}
+		return nil
+	})
+	w.apply(deployment("narrow", "n2", ""))
+	w.rollout("narrow")
+	if out := w.kubectl("exec", w.pod("narrow"), "--", "ip", "link", "show", "eth0"); !strings.Contains(out, "mtu 1400") {
+		w.t.Errorf("eth0 of a new Pod is %s", out)
+	}
+	w.kubectl("delete", "deployment", "narrow", "--wait")
 }
 
 func (w *world) otherKind() string {
