@@ -134,7 +134,7 @@ type task interface {
 
 func (a *agent) run(ctx context.Context, installer *install.Installer, server *cniserver.Server) error {
 	group, ctx := errgroup.WithContext(ctx)
-	tasks := []task{a.cache, a.loop, reconcile.Source{Store: readOnly{a.cache}, GVK: podKind, Loop: a.loop}, server, definer{a.api, a.log}}
+	tasks := []task{a.cache, a.loop, reconcile.Source{Store: a.cache, GVK: podKind, Loop: a.loop}, server, definer{a.api, a.log}}
 	if installer != nil {
 		tasks = append(tasks, installer)
 	}
@@ -149,31 +149,6 @@ func (a *agent) run(ctx context.Context, installer *install.Installer, server *c
 	a.log.Info("agent runs")
 	defer a.log.Info("agent ends")
 	return group.Wait()
-}
-
-// readOnly makes a cache a store for those that only read.
-type readOnly struct{ *kube.Cache }
-
-var errReadOnly = errors.New("a cache takes no writes")
-
-// Create refuses.
-func (readOnly) Create(context.Context, *store.Object) (*store.Object, error) {
-	return nil, errReadOnly
-}
-
-// Update refuses.
-func (readOnly) Update(context.Context, *store.Object) (*store.Object, error) {
-	return nil, errReadOnly
-}
-
-// UpdateStatus refuses.
-func (readOnly) UpdateStatus(context.Context, *store.Object) (*store.Object, error) {
-	return nil, errReadOnly
-}
-
-// Delete refuses.
-func (readOnly) Delete(context.Context, schema.GroupVersionKind, store.Key, store.Precondition) error {
-	return errReadOnly
 }
 
 // remember finds the sandboxes of Pods that were attached before this start.
