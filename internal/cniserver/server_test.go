@@ -326,7 +326,7 @@ func TestDelWhileAway(t *testing.T) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("still queued: %v", left)
+			t.Fatalf("still queued: %v\n%v", left, n.log)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
