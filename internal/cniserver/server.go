@@ -53,9 +53,9 @@ type Server struct {
 	// slots bounds the calls worked on at once: each may run plugins.
 	slots chan struct{}
 
-	// mu guards warned: unknown keys that were told of already.
-	mu     sync.Mutex
-	warned map[string]bool
+	// mu guards told: what need not be said again.
+	mu   sync.Mutex
+	told map[string]bool
 }
 
 // Bounds.
@@ -77,7 +77,7 @@ func New(cfg Config) *Server {
 	if cfg.Refused == nil {
 		cfg.Refused = func(record.Pod, error) {}
 	}
-	return &Server{cfg: cfg, slots: make(chan struct{}, maxCalls), warned: map[string]bool{}}
+	return &Server{cfg: cfg, slots: make(chan struct{}, maxCalls), told: map[string]bool{}}
 }
 
 // String names the task.
@@ -93,6 +93,9 @@ func (s *Server) Run(ctx context.Context) error {
 		return fmt.Errorf("remove old CNI socket: %w", err)
 	}
 	s.drain(ctx)
+	if err := s.collect(ctx); err != nil {
+		s.cfg.Log.Error("collect", "err", err)
+	}
 	var config net.ListenConfig
 	listener, err := config.Listen(ctx, "unix", s.cfg.Socket)
 	if err != nil {
@@ -261,18 +264,25 @@ func (s *Server) status(conf netConf) error {
 // containerd never calls GC.
 const collectEvery = 30 * time.Second
 
-// watch collects until ctx ends.
+// drainEvery is how often DELs are looked for that weft-cni kept: one that failed,
+// or one whose answer it did not get.
+const drainEvery = time.Second
+
+// watch drains and collects until ctx ends.
 func (s *Server) watch(ctx context.Context) {
-	tick := time.NewTicker(collectEvery)
-	defer tick.Stop()
+	drain, collect := time.NewTicker(drainEvery), time.NewTicker(collectEvery)
+	defer drain.Stop()
+	defer collect.Stop()
 	for {
-		if err := s.collect(ctx); err != nil && ctx.Err() == nil {
-			s.cfg.Log.Error("collect", "err", err)
-		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-drain.C:
+			s.drain(ctx)
+		case <-collect.C:
+			if err := s.collect(ctx); err != nil && ctx.Err() == nil {
+				s.cfg.Log.Error("collect", "err", err)
+			}
 		}
 	}
 }
@@ -285,15 +295,17 @@ func (s *Server) collect(ctx context.Context) error {
 	return err
 }
 
-// drain does the DELs that weft-cni kept for us. One that fails stays.
+// drain does the DELs that weft-cni kept for us. One that fails stays and is told
+// of once.
 func (s *Server) drain(ctx context.Context) {
 	files, err := filepath.Glob(filepath.Join(s.cfg.Queue, "*.json"))
 	if err != nil {
 		s.cfg.Log.Error("look for DELs that were left", "err", err)
 	}
 	for _, path := range files {
-		if err := s.drainOne(ctx, path); err != nil {
-			s.cfg.Log.Error("a DEL that was left while no agent ran", "path", path, "err", err)
+		err := s.drainOne(ctx, path)
+		if err != nil && s.first(path+err.Error()) {
+			s.cfg.Log.Error("a DEL that was left while no agent ran; it is tried again", "path", path, "err", err)
 		}
 	}
 }
@@ -322,14 +334,20 @@ func (s *Server) drainOne(ctx context.Context, path string) error {
 
 // warn names unknown keys, each once.
 func (s *Server) warn(unknown []string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	for _, key := range unknown {
-		if !s.warned[key] {
-			s.warned[key] = true
+		if s.first("key " + key) {
 			s.cfg.Log.Warn("unknown key in the network configuration is ignored", "key", key)
 		}
 	}
+}
+
+// first says whether text was not told before.
+func (s *Server) first(text string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	told := s.told[text]
+	s.told[text] = true
+	return !told
 }
 
 // maxMessage keeps an error below the 600 bytes that survive a kubelet event.
