@@ -27,7 +27,7 @@ guest() { guest/build.sh; }
 # package at a time.
 vm() {
 	local packages
-	mapfile -t packages < <(grep -rlE --include='*_test.go' 'WEFT_VM|weft/test/(machine|vmlab)"' . | grep -v '^./bench/' | xargs -r -n1 dirname | sort -u)
+	mapfile -t packages < <(grep -rlE --include='*_test.go' 'WEFT_VM|NeedVMs\(|LoadGuest\(|weft/test/vmlab"' . | grep -v '^./bench/' | xargs -r -n1 dirname | sort -u)
 	if [ ${#packages[@]} -eq 0 ]; then
 		echo "no package has a VM test"
 		return 1
