@@ -247,9 +247,11 @@ func checkConsole(t *testing.T, l *lab, process *Process) {
 		}
 		heard.Write(buffer[:n])
 	}
-	if serial, err := os.ReadFile(SerialLog(l.dir)); err != nil || !strings.Contains(string(serial), "con42sole") {
-		t.Errorf("the log lacks what the console said: %v", err)
-	}
+	// QEMU writes the log after it has told us.
+	vmlab.Eventually(t, "the log to have what the console said", func() bool {
+		serial, err := os.ReadFile(SerialLog(l.dir))
+		return err == nil && strings.Contains(string(serial), "con42sole")
+	})
 }
 
 // checkHotplug proves the room the root ports are for: a NIC can be added on
