@@ -180,6 +180,24 @@ func DropCondition(obj *unstructured.Unstructured, kind string) error {
 	return unstructured.SetNestedSlice(obj.Object, slices.Delete(list, i, i+1), "status", "conditions")
 }
 
+// FindCondition gives a condition as it stands; ok is false if obj has none of
+// that type, or a status of another shape.
+func FindCondition(obj *unstructured.Unstructured, kind string) (c Condition, ok bool) {
+	list, _, err := unstructured.NestedSlice(obj.Object, "status", "conditions")
+	if err != nil {
+		return Condition{}, false
+	}
+	i := conditionIndex(list, kind)
+	if i < 0 {
+		return Condition{}, false
+	}
+	entry, _ := list[i].(map[string]any) // conditionIndex has seen it
+	c = Condition{Type: kind, Status: entry["status"] == "True"}
+	c.Reason, _ = entry["reason"].(string)   // absent: none
+	c.Message, _ = entry["message"].(string) // absent: none
+	return c, true
+}
+
 func conditionIndex(list []any, kind string) int {
 	return slices.IndexFunc(list, func(entry any) bool {
 		condition, ok := entry.(map[string]any)

@@ -6,9 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/weftnet/weft/api/kubevirt"
 	"github.com/weftnet/weft/internal/launcher"
@@ -96,11 +93,8 @@ func (n *Node) disown(ctx context.Context, pod *store.Object) error {
 }
 
 func isTrue(obj *store.Object, condition string) bool {
-	list, _, _ := unstructured.NestedSlice(obj.Object, "status", "conditions") // only weft writes it
-	return slices.ContainsFunc(list, func(item any) bool {
-		c, _ := item.(map[string]any)
-		return c["type"] == condition && c["status"] == "True"
-	})
+	c, _ := kubevirt.FindCondition(obj, condition)
+	return c.Status
 }
 
 // sweepNamespaces removes our namespaces that are not in keep.

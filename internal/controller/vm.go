@@ -157,22 +157,12 @@ const guestNetworkReady = "GuestNetworkReady"
 // printable says of a VM what its instance says of itself. A VM is ready when
 // its guest has its networks.
 func (c *Controllers) printable(vmi *store.Object) (string, kubevirt.Condition) {
-	find := func(kind string) map[string]any {
-		list, _, _ := unstructured.NestedSlice(vmi.Object, "status", "conditions") // only weft writes it
-		for _, item := range list {
-			if condition, ok := item.(map[string]any); ok && condition["type"] == kind {
-				return condition
-			}
-		}
-		return nil
+	own, _ := kubevirt.FindCondition(vmi, kubevirt.Ready)
+	ready, told := kubevirt.FindCondition(vmi, guestNetworkReady)
+	if !told || !own.Status {
+		ready = own
 	}
-	condition := find(guestNetworkReady)
-	if own := find(kubevirt.Ready); condition == nil || own["status"] != "True" {
-		condition = own
-	}
-	ready := kubevirt.Condition{Type: kubevirt.Ready, Status: condition["status"] == "True"}
-	ready.Reason, _ = condition["reason"].(string)
-	ready.Message, _ = condition["message"].(string)
+	ready.Type = kubevirt.Ready
 	if ready.Reason == "" && !ready.Status {
 		ready.Reason = "Starting"
 	}
