@@ -19,15 +19,11 @@ var ErrChanged = errors.New("attachment is not as it was made")
 // Check compares all attachments of a sandbox with its record, and asks the
 // foreign plugins that can be asked. The error says every difference.
 func (e *Engine) Check(ctx context.Context, id string) error {
-	unlock, err := e.Records.Lock(ctx, id)
+	box, unlock, err := e.locked(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	box, err := e.Records.Load(id)
-	if err != nil {
-		return err
-	}
 	remedy := "delete the sandbox and let it be made again"
 	if namespaceGone(box.NetNS) {
 		return &hint.Error{Field: "network namespace", Value: box.NetNS, Problem: "is gone", Remedy: remedy, Err: ErrChanged}

@@ -11,18 +11,27 @@ import (
 	"github.com/weftnet/weft/internal/record"
 )
 
+// locked gives the record of a sandbox that is there, for this caller alone until
+// unlock.
+func (e *Engine) locked(ctx context.Context, id string) (box *record.Sandbox, unlock func(), err error) {
+	if unlock, err = e.Records.Lock(ctx, id); err != nil {
+		return nil, nil, err
+	}
+	if box, err = e.Records.Load(id); err != nil {
+		unlock()
+		return nil, nil, err
+	}
+	return box, unlock, nil
+}
+
 // Attach adds one network to a sandbox that is attached: hotplug. An interface
 // of that name on that network is success.
 func (e *Engine) Attach(ctx context.Context, id string, selection netattach.Selection) (*record.Sandbox, error) {
-	unlock, err := e.Records.Lock(ctx, id)
+	box, unlock, err := e.locked(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	box, err := e.Records.Load(id)
-	if err != nil {
-		return nil, err
-	}
 	if selection.Field == "" {
 		selection.Field = "network selection"
 	}
@@ -66,15 +75,11 @@ func freeNumber(box *record.Sandbox) int {
 
 // Detach takes one interface off a sandbox. One that is not there is success.
 func (e *Engine) Detach(ctx context.Context, id string, ifName netstate.IfName) (*record.Sandbox, error) {
-	unlock, err := e.Records.Lock(ctx, id)
+	box, unlock, err := e.locked(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	box, err := e.Records.Load(id)
-	if err != nil {
-		return nil, err
-	}
 	a := box.Find(ifName)
 	if a == nil {
 		return box, nil
@@ -95,15 +100,11 @@ func (e *Engine) Detach(ctx context.Context, id string, ifName netstate.IfName) 
 // link for a guest to have (bridge binding), or none any more. Call it before
 // they are, so that CHECK and DEL know.
 func (e *Engine) SetMoved(ctx context.Context, id string, moved map[netstate.IfName][]netip.Prefix) (*record.Sandbox, error) {
-	unlock, err := e.Records.Lock(ctx, id)
+	box, unlock, err := e.locked(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	box, err := e.Records.Load(id)
-	if err != nil {
-		return nil, err
-	}
 	for name, addrs := range moved {
 		a := box.Find(name)
 		if a == nil {
