@@ -99,4 +99,5 @@ done
 
 printf '\n=== lanes, %d s in all\n' $((SECONDS - began))
 printf '%s\n' "${summary[@]}"
+[[ " ${lanes[*]} " == *" kube "* ]] || echo "kube       not run: scripts/test.sh kube (a real cluster; building it takes a quarter of an hour, once)"
 ! printf '%s\n' "${summary[@]}" | grep -q FAILED

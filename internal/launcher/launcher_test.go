@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/linux"
 	"github.com/weftnet/weft/internal/qemu"
 	"github.com/weftnet/weft/internal/vmnet"
 )
@@ -366,21 +369,20 @@ func TestStartInterrupted(t *testing.T) {
 func TestImpostor(t *testing.T) {
 	l := newLab(t)
 	spec := l.spec()
-	listener := exec.Command("ip", "netns", "exec", l.name, "socat", "ABSTRACT-LISTEN:"+spec.Machine.Sockets.QMP+",fork", "SYSTEM:cat")
-	if _, err := exec.LookPath("socat"); err != nil {
-		t.Skip("needs socat")
-	}
-	if err := listener.Start(); err != nil {
+	ns, err := linux.OpenNS("/run/netns/" + l.name)
+	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
-		if err := listener.Process.Kill(); err != nil {
-			t.Error(err)
-		}
-		_ = listener.Wait() // it was killed
-	}()
+	defer ns.Close()
+	var listener net.Listener
+	if err := ns.Do(func() (err error) {
+		listener, err = net.Listen("unix", "@"+spec.Machine.Sockets.QMP)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
 	process := &Process{Spec: spec}
-	var err error
 	if pollErr := poll(t.Context(), settle, func() (bool, error) {
 		_, err = process.QMP(testContext(t))
 		return !errors.Is(err, unix.ECONNREFUSED), nil
@@ -517,9 +519,9 @@ func TestSpecRoundTrip(t *testing.T) {
 // TestKVMDevice sees that QEMU's user can open /dev/kvm, whatever its mode on
 // the host. That guest code runs there is not asked: it may be emulated.
 func TestKVMDevice(t *testing.T) {
-	if file, err := os.OpenFile(kvmPath, os.O_RDWR, 0); err != nil {
-		t.Skipf("needs /dev/kvm: %v", err)
-	} else if err := file.Close(); err != nil {
+	file, err := os.OpenFile(kvmPath, os.O_RDWR, 0)
+	need(t, err == nil, fmt.Sprintf("needs /dev/kvm: %v", err))
+	if err := file.Close(); err != nil {
 		t.Fatal(err)
 	}
 	before, err := os.Stat(kvmPath)
@@ -542,9 +544,7 @@ func TestKVMDevice(t *testing.T) {
 
 // BenchmarkStart is from the order to the running guest, and to its end.
 func BenchmarkStart(b *testing.B) {
-	if os.Geteuid() != 0 {
-		b.Skip("needs root")
-	}
+	need(b, os.Geteuid() == 0, "needs root")
 	l := newLab(b)
 	spec := l.spec(l.nic(0, nil))
 	var running time.Duration

@@ -36,7 +36,11 @@ func TestProbeNoDevice(t *testing.T) {
 func TestProbeEndless(t *testing.T) {
 	file, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
 	if err != nil {
-		t.Skipf("needs /dev/kvm: %v", err)
+		// Without the device nothing can be endless: guests are emulated.
+		if got := Probe(); got.Accel != TCG {
+			t.Errorf("without /dev/kvm (%v) the probe says %+v", err, got)
+		}
+		return
 	}
 	file.Close()
 	begin := time.Now()
