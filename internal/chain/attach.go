@@ -194,7 +194,7 @@ func (t *attaching) applyNative(ctx context.Context, group []*attachment) error 
 		for _, side := range []netstate.Side{netstate.Host, netstate.Pod} {
 			for _, l := range w.rec.Plan.At(side).Links {
 				if made, ok := facts.Link(side, l.Name); ok {
-					w.rec.Links = append(w.rec.Links, record.Link{Side: side, Name: l.Name, Index: made.Index, MAC: made.MAC, MTU: made.MTU, Alias: l.Alias})
+					w.rec.Links = append(w.rec.Links, record.Link{Side: side, Name: l.Name, Index: made.Index, Kind: l.Kind, MAC: made.MAC, MTU: made.MTU, Alias: l.Alias})
 				}
 			}
 		}
@@ -236,8 +236,7 @@ func (t *attaching) steerPlanned(group []*attachment) (last, want netstate.Plan,
 			made, theirs = append(made, a), append(theirs, wanted[i])
 		}
 	}
-	last, want, settle = changeDefaults(made, theirs)
-	return last, want, settle, nil
+	return t.look.changeDefaults(made, theirs)
 }
 
 // mergePlans puts two plans into one. Links and tables bring their own marks.

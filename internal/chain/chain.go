@@ -32,6 +32,7 @@ type Dataplane interface {
 	Check(ctx context.Context, netns string, want netstate.Plan) ([]netstate.Op, error)
 	Delete(ctx context.Context, netns string, last netstate.Plan) error
 	Prune(ctx context.Context, keep func(owner string) bool) ([]string, error)
+	Rename(ctx context.Context, netns string, index int, name netstate.IfName) error
 }
 
 var _ Dataplane = (*dataplane.Dataplane)(nil)
@@ -305,11 +306,12 @@ func (e *Engine) linksThere(box *record.Sandbox) (bool, error) {
 			if l.Side != netstate.Pod {
 				continue
 			}
-			now, err := eyes.podLinks([]netstate.IfName{l.Name})
+			now, there, err := eyes.recorded(l, markOf(a, l))
 			if err != nil {
 				return false, err
 			}
-			if len(now) == 0 || now[0].Index != l.Index {
+			// A Pod may have renamed it; what bears no mark is known by its name too.
+			if !there || now.Name != l.Name && (!a.NativeMain || now.Alias == "") {
 				return false, nil
 			}
 		}

@@ -9,7 +9,6 @@ import (
 
 	"github.com/weftnet/weft/api/netattach"
 	"github.com/weftnet/weft/internal/hint"
-	"github.com/weftnet/weft/internal/netstate"
 	"github.com/weftnet/weft/internal/record"
 )
 
@@ -36,20 +35,18 @@ func (e *Engine) Check(ctx context.Context, id string) error {
 			errs = append(errs, &hint.Error{Field: "interface", Value: string(a.Interface), Problem: fmt.Sprintf("is %s, not attached: %s", a.Stage, a.Reason), Remedy: remedy, Err: ErrChanged})
 			continue
 		}
-		var found []string
-		if a.NativeMain {
-			found, err = e.checkNative(ctx, box, a)
-		} else {
-			found, err = checkLinks(&eyes, a)
-		}
+		found, err := e.inspect(ctx, &eyes, box, a)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("check %s: %w", a.Interface, err))
 			continue
 		}
-		if len(found) > 0 {
-			errs = append(errs, &hint.Error{Field: fmt.Sprintf("interface %s (network %s)", a.Interface, a.Network), Problem: "lacks: " + strings.Join(found, "; "), Remedy: remedy, Err: ErrChanged})
+		if found.Rewired != "" {
+			e.Log.Info("the Pod has rewired its link", "sandbox", id, "interface", a.Interface, "link", found.Rewired)
 		}
-		if a.Kind == record.Foreign {
+		if len(found.Lacks) > 0 {
+			errs = append(errs, &hint.Error{Field: fmt.Sprintf("interface %s (network %s)", a.Interface, a.Network), Problem: "lacks: " + strings.Join(found.Lacks, "; "), Remedy: remedy, Err: ErrChanged})
+		}
+		if a.Kind == record.Foreign && found.Rewired == "" {
 			errs = append(errs, e.checkForeign(ctx, box, a))
 		}
 	}
@@ -77,63 +74,9 @@ func (e *Engine) checkMasquerade(ctx context.Context, box *record.Sandbox) error
 	return &hint.Error{Field: "host", Problem: "lacks: " + ops[0].String(), Remedy: "restart weft, which sets the table anew", Err: ErrChanged}
 }
 
-// checkNative gives the operations that would make the attachment whole.
-func (e *Engine) checkNative(ctx context.Context, box *record.Sandbox, a *record.Attachment) ([]string, error) {
-	want := a.Plan
-	if len(a.Moved) > 0 {
-		// A guest has the addresses; with them went the routes. CHECK of those is
-		// of whoever moved them.
-		want.Pod.Addrs, want.Pod.Routes = nil, nil
-	}
-	ops, err := e.Dataplane.Check(ctx, box.NetNS, want)
-	if err != nil {
-		return nil, err
-	}
-	var found []string
-	for _, op := range ops {
-		if op.Deletes() && len(a.Moved) > 0 {
-			continue
-		}
-		found = append(found, op.String())
-	}
-	return found, nil
-}
-
-// checkLinks compares the links of a foreign attachment with those observed
-// when it was made.
-func checkLinks(eyes *look, a *record.Attachment) ([]string, error) {
-	var found []string
-	for _, l := range a.Links {
-		if l.Side != netstate.Pod {
-			continue
-		}
-		now, err := eyes.podLinks([]netstate.IfName{l.Name})
-		if err != nil {
-			return nil, err
-		}
-		switch {
-		case len(now) == 0:
-			found = append(found, fmt.Sprintf("link %s", l.Name))
-		case now[0].Index != l.Index:
-			found = append(found, fmt.Sprintf("link %s with index %d: it is another link, %d", l.Name, l.Index, now[0].Index))
-		case now[0].MAC != l.MAC && len(a.Moved) == 0:
-			found = append(found, fmt.Sprintf("link %s with address %s: it has %s", l.Name, l.MAC, now[0].MAC))
-		}
-	}
-	has, err := eyes.podDefaults(a.Interface)
-	if err != nil || len(a.Moved) > 0 {
-		return found, err
-	}
-	for _, r := range a.HasDefaults {
-		if !slices.ContainsFunc(has, func(h netstate.Route) bool { return h.Dst == r.Dst && h.Via == r.Via }) {
-			found = append(found, "route "+r.String())
-		}
-	}
-	return found, nil
-}
-
 // checkForeign calls CHECK of the foreign plugins, first to last. A link whose
-// addresses a guest has would only be complained of.
+// addresses a guest has would only be complained of, as would one that the Pod
+// rewired.
 func (e *Engine) checkForeign(ctx context.Context, box *record.Sandbox, a *record.Attachment) error {
 	conf, err := netattach.ParseConfig(a.Config, a.Network)
 	if err != nil {

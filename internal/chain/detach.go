@@ -145,15 +145,26 @@ func (u *undoing) foreign(ctx context.Context, a *record.Attachment) error {
 	return nil
 }
 
-// putBack gives a link that a foreign plugin made the addresses back that were
-// moved to a guest: its DEL looks for what its ADD made.
+// putBack gives a link the name back that the Pod took from it, and one that a
+// foreign plugin made the addresses that were moved to a guest: DEL looks for
+// what ADD made.
 func (u *undoing) putBack(ctx context.Context, a *record.Attachment) error {
-	if len(a.Moved) == 0 || a.NativeMain || u.gone {
+	if u.gone {
+		return nil
+	}
+	addresses := a.Moved
+	renamed, err := u.nameBack(ctx, a)
+	if err != nil {
+		u.Log.Warn("a link that the Pod renamed could not be named back; DEL goes on", "sandbox", u.box.ID, "interface", a.Interface, "err", err)
+	} else if renamed && len(addresses) == 0 {
+		addresses = addressesIn(a)
+	}
+	if len(addresses) == 0 || a.NativeMain {
 		return nil
 	}
 	want := netstate.Plan{}
 	want.Pod.Links = []netstate.Link{{Name: a.Interface, Presence: netstate.Existing}}
-	for _, p := range a.Moved {
+	for _, p := range addresses {
 		want.Pod.Addrs = append(want.Pod.Addrs, netstate.Addr{Link: a.Interface, Prefix: p, NoDAD: p.Addr().Is6()})
 	}
 	if _, err := u.Dataplane.Replace(ctx, u.box.NetNS, netstate.Plan{}, want); err != nil {

@@ -171,7 +171,7 @@ func (l *look) podLinks(names []netstate.IfName) ([]record.Link, error) {
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, record.Link{Side: netstate.Pod, Name: link.Name, Index: link.Index, MAC: link.MAC, MTU: link.MTU, Alias: link.Alias})
+		out = append(out, record.Link{Side: netstate.Pod, Name: link.Name, Index: link.Index, Kind: link.Kind, MAC: link.MAC, MTU: link.MTU, Alias: link.Alias})
 	}
 	return out, nil
 }

@@ -168,14 +168,18 @@ func planDefaults(a *record.Attachment, wanted []netstate.Route) {
 // changeDefaults gives the change of kernel state that leads attachments which
 // are made from the default routes they have to those wanted; settle then makes
 // plans and results say so.
-func changeDefaults(list []*record.Attachment, wanted [][]netstate.Route) (last, want netstate.Plan, settle func() error) {
+func (l *look) changeDefaults(list []*record.Attachment, wanted [][]netstate.Route) (last, want netstate.Plan, settle func() error, err error) {
 	var changed []int
 	for i, a := range list {
 		if slices.Equal(a.HasDefaults, wanted[i]) {
 			continue
 		}
 		changed = append(changed, i)
-		if len(a.Moved) > 0 {
+		rewired, err := l.rewired(a)
+		if err != nil {
+			return last, want, nil, err
+		}
+		if len(a.Moved) > 0 || len(rewired) > 0 {
 			continue // a guest has the addresses, and its own routes
 		}
 		link := netstate.Link{Name: a.Interface, Presence: netstate.Existing}
@@ -189,7 +193,7 @@ func changeDefaults(list []*record.Attachment, wanted [][]netstate.Route) (last,
 			}
 		}
 		return nil
-	}
+	}, nil
 }
 
 // setDefaults makes plan and result of an attachment say which default routes
@@ -225,7 +229,12 @@ func (e *Engine) resteer(ctx context.Context, box *record.Sandbox) error {
 	if err != nil {
 		return err
 	}
-	last, want, settle := changeDefaults(list, wanted)
+	eyes := e.look(box.NetNS)
+	defer eyes.close()
+	last, want, settle, err := eyes.changeDefaults(list, wanted)
+	if err != nil {
+		return err
+	}
 	if len(want.Pod.Links) > 0 {
 		if _, err := e.Dataplane.Replace(ctx, box.NetNS, last, want); err != nil {
 			return fmt.Errorf("set default routes: %w", err)

@@ -4,7 +4,7 @@
 //
 // It does not decide what should be there, keeps nothing on disk, and never
 // changes or deletes what does not carry weft's mark, except the attributes of
-// links a plan calls Existing or Shared.
+// links a plan calls Existing or Shared, and the names Rename is told of.
 package dataplane
 
 import (

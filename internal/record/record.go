@@ -144,6 +144,7 @@ type Link struct {
 	Side  netstate.Side   `json:"side"`
 	Name  netstate.IfName `json:"name"`
 	Index int             `json:"index"`
+	Kind  netstate.Kind   `json:"kind,omitempty"`
 	MAC   netstate.MAC    `json:"mac,omitempty"`
 	MTU   int             `json:"mtu,omitempty"` // bytes
 	Alias string          `json:"alias,omitempty"`
