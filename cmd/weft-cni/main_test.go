@@ -217,7 +217,7 @@ func TestDelIsKept(t *testing.T) {
 		t.Errorf("queued %s (%v)", text, err)
 	}
 	c.config["queue"] = "/proc/no/such"
-	c.fails(t, 11, "cannot be kept", "/proc/no")
+	c.fails(t, 11, "cannot be kept", "see that files can be written in /proc/no")
 }
 
 func TestHandsOver(t *testing.T) {

@@ -156,6 +156,14 @@ func New(ctx context.Context, options Options) (*Engine, error) {
 	return e, nil
 }
 
+// WithPluginTimeout gives the same engine, but with another deadline for each
+// call of a foreign plugin.
+func (e *Engine) WithPluginTimeout(d time.Duration) *Engine {
+	other := *e
+	other.PluginTimeout, other.runner.deadline = d, d
+	return &other
+}
+
 // load digests all records.
 func (e *Engine) load(ctx context.Context) error {
 	ids, err := e.Records.IDs()
@@ -320,11 +328,16 @@ func (e *Engine) linksThere(box *record.Sandbox) (bool, error) {
 }
 
 // load1 reads the record of a sandbox; nil if there is none. One that is
-// damaged counts as none, once the host's part of what it held is gone.
+// damaged, or that went without us, counts as none, once the host's part of what
+// it held is gone.
 func (e *Engine) load1(ctx context.Context, id string) (*record.Sandbox, error) {
 	box, err := e.Records.Load(id)
 	if errors.Is(err, record.ErrNotFound) {
-		return nil, nil
+		if !e.claims.knows(id) {
+			return nil, nil
+		}
+		e.Log.Error("record of a sandbox is gone; removing what bears its mark", "sandbox", id)
+		return nil, e.salvage(ctx, id)
 	}
 	if damaged, ok := errors.AsType[*record.DamagedError](err); ok {
 		e.Log.Error("record of a sandbox is damaged; removing what bears its mark", "sandbox", id, "path", damaged.Path, "err", damaged.Err)

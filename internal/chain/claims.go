@@ -112,6 +112,16 @@ func (c *claims) set(id string, box *record.Sandbox) {
 	c.sandboxes[id] = mine
 }
 
+// drop forgets a sandbox and gives what it claimed.
+func (c *claims) drop(id string) claim {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	held := c.sandboxes[id]
+	delete(c.sandboxes, id)
+	delete(c.pods, id)
+	return held
+}
+
 // macHolder says who else asked for that MAC on that network.
 func (c *claims) macHolder(id, network, mac string) (sandbox string, ifName netstate.IfName, held bool) {
 	c.mu.Lock()

@@ -58,7 +58,9 @@ func (e *Engine) undo(ctx context.Context, box *record.Sandbox, list []*record.A
 		}
 	}
 	if err := e.save(box); err != nil {
-		return err
+		// A full disk must not keep anybody from giving back: dying on the way, we
+		// leave a record that says attached, and the next DEL works from that.
+		e.Log.Error("record of what is being detached; going on", "sandbox", box.ID, "err", err)
 	}
 	u := &undoing{Engine: e, box: box, rebooted: box.BootID != e.BootID, failed: map[*record.Attachment][]error{}}
 	u.gone = u.rebooted || namespaceGone(box.NetNS)
@@ -340,8 +342,9 @@ func (e *Engine) masqueradeTable() string {
 	return string(name)
 }
 
-// salvage removes the host's part of a sandbox whose record is damaged. What
-// foreign plugins hold is not known; the record lies aside for a person.
+// salvage removes the host's part of a sandbox whose record is damaged, and
+// gives back what it is remembered to have held. What foreign plugins hold is not
+// known; the record lies aside for a person.
 func (e *Engine) salvage(ctx context.Context, id string) error {
 	mine := ownerAttachment + id + "/"
 	gone, err := e.Dataplane.Prune(ctx, func(owner string) bool { return !strings.HasPrefix(owner, mine) })
@@ -351,5 +354,16 @@ func (e *Engine) salvage(ctx context.Context, id string) error {
 	if len(gone) > 0 {
 		e.Log.Warn("removed links of a sandbox whose record is damaged", "sandbox", id, "removed", gone)
 	}
-	return nil
+	held := e.claims.drop(id)
+	var errs []error
+	for _, l := range held.leases {
+		if strings.HasPrefix(l.Owner, string(ipam.AttachmentOwner(id, ""))) {
+			errs = append(errs, e.Addresses.Release(ctx, ipam.Lease{Scope: ipam.Scope(l.Scope), Addr: l.Addr, Owner: ipam.Owner(l.Owner)}))
+		}
+	}
+	errs = append(errs, e.dropShared(ctx, held.shared))
+	if len(held.masquerade) > 0 {
+		errs = append(errs, e.syncMasquerade(ctx))
+	}
+	return errors.Join(errs...)
 }

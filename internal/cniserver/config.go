@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 
@@ -37,6 +39,8 @@ type netConf struct {
 	GlobalNamespaces   string `json:"globalNamespaces"`
 	// ReadinessIndicatorFile must be there before Pods are attached.
 	ReadinessIndicatorFile string `json:"readinessindicatorfile"`
+	// PluginTimeout bounds each call of another plugin, as Go writes durations.
+	PluginTimeout string `json:"pluginTimeout"`
 	// RuntimeConfig is what the runtime tells about the Pod.
 	RuntimeConfig map[string]json.RawMessage `json:"runtimeConfig"`
 }
@@ -48,7 +52,7 @@ const annotationsKey = "io.kubernetes.cri.pod-annotations"
 // Multus' logging and daemon.
 var knownKeys = []string{
 	"cniVersion", "name", "type", "delegates", "clusterNetwork", "defaultNetworks", "systemNamespaces", "multusNamespace",
-	"namespaceIsolation", "globalNamespaces", "readinessindicatorfile", "runtimeConfig", "capabilities", "prevResult",
+	"namespaceIsolation", "globalNamespaces", "readinessindicatorfile", "pluginTimeout", "runtimeConfig", "capabilities", "prevResult",
 	"cni.dev/attachments", "cni.dev/valid-attachments", "disableCheck", "disableGC",
 	"socket", "agentWait", "queue", "thin", "instance", "stateDir", "daemonSocketDir", "kubeconfig", "confDir", "cniDir", "binDir",
 	"logFile", "logLevel", "logToStderr", "logOptions",
@@ -70,6 +74,19 @@ func readConfig(data []byte) (conf netConf, unknown []string, err error) {
 	}
 	slices.Sort(unknown)
 	return conf, unknown, nil
+}
+
+// patience gives the engine with the plugins' deadline of the configuration, as
+// it is if that cannot be read.
+func (c netConf) patience(engine *chain.Engine) (*chain.Engine, error) {
+	if c.PluginTimeout == "" {
+		return engine, nil
+	}
+	limit, err := time.ParseDuration(c.PluginTimeout)
+	if err != nil || limit <= 0 {
+		return engine, &hint.Error{Field: "pluginTimeout", Value: c.PluginTimeout, Problem: "is no duration", Remedy: "write it like 30s"}
+	}
+	return engine.WithPluginTimeout(limit), nil
 }
 
 // defaultNetwork gives the default network a Pod gets; nil: the agent's own.
@@ -221,6 +238,8 @@ func cniError(err error) (code uint) {
 		return types.ErrInvalidNetworkConfig
 	case errors.Is(err, errTryAgain):
 		return types.ErrTryAgainLater
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EROFS):
+		return types.ErrIOFailure
 	}
 	if _, ok := errors.AsType[*hint.Error](err); ok {
 		return types.ErrInvalidNetworkConfig

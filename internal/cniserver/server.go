@@ -162,6 +162,10 @@ func (s *Server) answer(ctx context.Context, request cniwire.Request) (response 
 	var result json.RawMessage
 	conf, unknown, err := readConfig(request.Config)
 	s.warn(unknown)
+	if err != nil && request.Command == "DEL" {
+		s.cfg.Log.Warn("DEL goes by the record alone", "err", err)
+		conf, err = netConf{}, nil
+	}
 	if err == nil {
 		result, err = s.do(ctx, request, conf)
 	}
@@ -172,15 +176,21 @@ func (s *Server) answer(ctx context.Context, request cniwire.Request) (response 
 }
 
 func (s *Server) do(ctx context.Context, request cniwire.Request, conf netConf) (json.RawMessage, error) {
+	if request.Command == "STATUS" {
+		return nil, s.status(conf)
+	}
+	engine, err := conf.patience(s.cfg.Engine)
+	if request.Command == "DEL" {
+		return nil, engine.Del(ctx, request.ContainerID)
+	}
+	if err != nil {
+		return nil, err
+	}
 	switch request.Command {
 	case "ADD":
-		return s.add(ctx, request, conf)
-	case "DEL":
-		return nil, s.cfg.Engine.Del(ctx, request.ContainerID)
+		return s.add(ctx, engine, request, conf)
 	case "CHECK":
-		return nil, s.cfg.Engine.Check(ctx, request.ContainerID)
-	case "STATUS":
-		return nil, s.status(conf)
+		return nil, engine.Check(ctx, request.ContainerID)
 	case "GC":
 		return nil, s.collect(ctx)
 	default:
@@ -188,7 +198,7 @@ func (s *Server) do(ctx context.Context, request cniwire.Request, conf netConf) 
 	}
 }
 
-func (s *Server) add(ctx context.Context, request cniwire.Request, conf netConf) (json.RawMessage, error) {
+func (s *Server) add(ctx context.Context, engine *chain.Engine, request cniwire.Request, conf netConf) (json.RawMessage, error) {
 	if err := s.status(conf); err != nil {
 		return nil, err
 	}
@@ -208,7 +218,7 @@ func (s *Server) add(ctx context.Context, request cniwire.Request, conf netConf)
 	if err != nil {
 		return nil, err
 	}
-	box, err := s.cfg.Engine.Add(ctx, chain.Request{
+	box, err := engine.Add(ctx, chain.Request{
 		ID: request.ContainerID, NetNS: request.NetNS, IfName: netstate.IfName(request.IfName), Annotations: annotations,
 		Pod: record.Pod{Namespace: args.namespace, Name: args.name, UID: args.uid}, DefaultNamespace: conf.namespace(),
 		Default: network, Everywhere: everywhere, Isolation: conf.isolation(), RuntimeConfig: conf.RuntimeConfig, CNIArgs: args.all,

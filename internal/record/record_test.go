@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
 
 	"github.com/weftnet/weft/api/netattach"
 	"github.com/weftnet/weft/internal/hint"
@@ -470,4 +471,61 @@ func FuzzDecode(f *testing.F) {
 			t.Errorf("our own text %s: %v", again, err)
 		}
 	})
+}
+
+// TestFullDisk: a line of which only the beginning got in is not taken for the
+// record when the next one is added.
+func TestFullDisk(t *testing.T) {
+	if os.Geteuid() != 0 && os.Getenv("CI") == "" {
+		t.Skip("needs root: a file system of its own")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // the store has its lock open
+	s, err := Open(filepath.Join(dir, "records"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := full("x")
+	if err := s.Save(want); err != nil {
+		t.Fatal(err)
+	}
+	filler, err := os.Create(filepath.Join(dir, "filler"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer filler.Close()
+	if _, err := filler.Write(make([]byte, 64<<10)); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("fill the disk: %v", err)
+	}
+	changed := full("x")
+	changed.NetNS = "/" + strings.Repeat("long", 5000)
+	for round := range 3 { // each with room for a few bytes more
+		info, err := filler.Stat()
+		if err == nil && round > 0 {
+			err = filler.Truncate(info.Size() - int64(os.Getpagesize()))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = s.Save(changed)
+		if h, ok := errors.AsType[*hint.Error](err); !ok || !errors.Is(err, unix.ENOSPC) || !strings.Contains(h.Remedy, "free space") {
+			t.Fatalf("save on a full disk: %v", err)
+		}
+		if got, err := s.Load("x"); err != nil || got.NetNS != want.NetNS {
+			t.Fatalf("after a failed save: %+v, %v", got, err)
+		}
+	}
+	changed.Durable = true
+	if err := s.Save(changed); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("save durably on a full disk: %v", err)
+	}
+	if diff := cmp.Diff(files(t, s), []string{"x.json"}); diff != "" {
+		t.Errorf("files: got -, want +:\n%s", diff)
+	}
+	if err := s.Delete("x", true); err != nil {
+		t.Errorf("delete on a full disk: %v", err)
+	}
 }

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weftnet/weft/internal/hint"
 )
 
@@ -235,7 +237,7 @@ func addLine(path string, line []byte) (added bool, err error) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("write record: %w", err)
+		return false, unwritten(path, err)
 	}
 	// Part of a line, if that is all that was written, has no end.
 	defer file.Close()
@@ -249,9 +251,21 @@ func addLine(path string, line []byte) (added bool, err error) {
 	// The end in front is that of a line whose writer died.
 	text := slices.Concat([]byte{'\n'}, line, []byte{'\n'})
 	if _, err := file.Write(text); err != nil {
-		return false, fmt.Errorf("write record: %w", err)
+		// What got in must not be taken for a line when the next one is added.
+		return false, unwritten(path, errors.Join(err, file.Truncate(info.Size())))
 	}
 	return true, nil
+}
+
+// unwritten says what to do about a record that could not be written.
+func unwritten(path string, err error) error {
+	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) && !errors.Is(err, unix.EROFS) {
+		return fmt.Errorf("write record: %w", err)
+	}
+	return &hint.Error{
+		Field: "record", Value: path, Problem: "cannot be written", Err: err,
+		Remedy: "free space on the filesystem of " + filepath.Dir(path) + "; nothing was changed, and what asked for it may try again",
+	}
 }
 
 // lastLine gives the last line of data that has an end; all of it if none has.
@@ -267,24 +281,24 @@ func lastLine(data []byte) []byte {
 func writeFile(path string, data []byte, durable bool) (err error) {
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return fmt.Errorf("write record: %w", err)
+		return unwritten(path, err)
 	}
 	defer func() {
 		if closeErr := file.Close(); closeErr != nil && err == nil {
-			err = fmt.Errorf("write record: %w", closeErr)
+			err = unwritten(path, closeErr)
 		}
 		if err != nil {
 			err = errors.Join(err, remove(path))
 		}
 	}()
 	if _, err := file.Write(data); err != nil {
-		return fmt.Errorf("write record: %w", err)
+		return unwritten(path, err)
 	}
 	if !durable {
 		return nil
 	}
 	if err := file.Sync(); err != nil {
-		return fmt.Errorf("write record to disk: %w", err)
+		return unwritten(path, err)
 	}
 	return nil
 }
