@@ -3,6 +3,8 @@ package bench
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 
@@ -21,12 +24,24 @@ import (
 const pluginsVersion = "v1.9.1"
 
 // plugins are the programs built of it.
-var plugins = []string{"main/bridge", "main/macvlan", "ipam/host-local", "ipam/static"}
+var plugins = []string{"main/bridge", "main/macvlan", "main/ptp", "ipam/host-local", "ipam/static"}
 
 // binDir gives the directory of the reference plugins, built when first asked.
 var binDir = sync.OnceValues(buildPlugins)
 
 func buildPlugins() (string, error) {
+	return cached("refplugins", []string{pluginsVersion, strings.Join(plugins, " ")}, func(dir string) error {
+		args := []string{"install", "-trimpath", "-ldflags=-s -w"}
+		for _, name := range plugins {
+			args = append(args, "github.com/containernetworking/plugins/plugins/"+name+"@"+pluginsVersion)
+		}
+		return build("", append(os.Environ(), "GOBIN="+dir), args...)
+	})
+}
+
+// cached gives a directory of programs, filled by build when it is first asked
+// for; it is another one for each version of Go and of what it is made from.
+func cached(name string, from []string, build func(dir string) error) (string, error) {
 	cache := os.Getenv("WEFT_CACHE")
 	if cache == "" {
 		user, err := os.UserCacheDir()
@@ -35,7 +50,8 @@ func buildPlugins() (string, error) {
 		}
 		cache = filepath.Join(user, "weft")
 	}
-	dir := filepath.Join(cache, "refplugins", pluginsVersion+"-"+runtime.Version())
+	sum := sha256.Sum256([]byte(strings.Join(append(from, runtime.Version()), "\n")))
+	dir := filepath.Join(cache, name, hex.EncodeToString(sum[:8]))
 	if _, err := os.Stat(dir); err == nil {
 		return dir, nil
 	}
@@ -47,14 +63,8 @@ func buildPlugins() (string, error) {
 		return "", err
 	}
 	defer os.RemoveAll(tmp)
-	args := []string{"install", "-trimpath", "-ldflags=-s -w"}
-	for _, name := range plugins {
-		args = append(args, "github.com/containernetworking/plugins/plugins/"+name+"@"+pluginsVersion)
-	}
-	cmd := exec.Command("go", args...)
-	cmd.Env = append(os.Environ(), "GOBIN="+tmp, "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the reference plugins: %w\n%s", err, out)
+	if err := build(tmp); err != nil {
+		return "", fmt.Errorf("build %s: %w", name, err)
 	}
 	// Whoever was faster built the same.
 	if err := os.Rename(tmp, dir); err != nil && !errors.Is(err, os.ErrExist) {
@@ -63,6 +73,16 @@ func buildPlugins() (string, error) {
 		}
 	}
 	return dir, nil
+}
+
+// build runs go in a directory, without the workspace.
+func build(dir string, env []string, args ...string) error {
+	cmd := exec.Command("go", args...)
+	cmd.Dir, cmd.Env = dir, append(env, "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("go %s: %w\n%s", args[0], err, out)
+	}
+	return nil
 }
 
 // reference builds the plugins, or ends the test.

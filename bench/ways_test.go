@@ -196,6 +196,7 @@ type bareWay struct {
 	uplink       int
 	hostEnd      string
 	groupOfLinks uint32
+	first        int // number of the first network, where another way has those before
 }
 
 func newBareWay(tb testing.TB, kind string, host, pod *linux.NS, bridges []string) *bareWay {
@@ -245,21 +246,21 @@ func (w *bareWay) attach(_ context.Context, n int) error {
 	return nil
 }
 
-func inPod(i int) string             { return "net" + strconv.Itoa(i+1) }
-func (w *bareWay) port(i int) string { return w.hostEnd + strconv.Itoa(i) }
+func (w *bareWay) inPod(i int) string { return "net" + strconv.Itoa(w.first+i+1) }
+func (w *bareWay) port(i int) string  { return w.hostEnd + strconv.Itoa(i) }
 
 func (w *bareWay) create(i int) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Group = w.groupOfLinks
 	if w.kind == "macvlan" {
-		attrs.Name, attrs.ParentIndex, attrs.Namespace = inPod(i), w.uplink, netlink.NsFd(w.podNS.FD())
+		attrs.Name, attrs.ParentIndex, attrs.Namespace = w.inPod(i), w.uplink, netlink.NsFd(w.podNS.FD())
 		if err := w.host.LinkAdd(&netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE}); err != nil {
 			return fmt.Errorf("add macvlan: %w", err)
 		}
 		return nil
 	}
 	attrs.Name, attrs.MasterIndex = w.port(i), w.bridges[i]
-	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: inPod(i), PeerNamespace: netlink.NsFd(w.podNS.FD())}
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: w.inPod(i), PeerNamespace: netlink.NsFd(w.podNS.FD())}
 	if err := w.host.LinkAdd(veth); err != nil {
 		return fmt.Errorf("add veth: %w", err)
 	}
@@ -286,16 +287,16 @@ func (w *bareWay) sysctls(n int) error {
 		}
 	}
 	return w.podNS.Do(func() error {
-		err := set(w.podNS, "ipv4", "arp_notify", "1", inPod)
+		err := set(w.podNS, "ipv4", "arp_notify", "1", w.inPod)
 		if w.kind == "macvlan" {
-			return errors.Join(err, set(w.podNS, "ipv6", "ndisc_notify", "1", inPod))
+			return errors.Join(err, set(w.podNS, "ipv6", "ndisc_notify", "1", w.inPod))
 		}
-		return errors.Join(err, set(w.podNS, "ipv6", "accept_dad", "0", inPod))
+		return errors.Join(err, set(w.podNS, "ipv6", "accept_dad", "0", w.inPod))
 	})
 }
 
 func (w *bareWay) configure(i int) error {
-	link, err := w.pod.LinkByName(inPod(i))
+	link, err := w.pod.LinkByName(w.inPod(i))
 	if err != nil {
 		return err
 	}
@@ -304,7 +305,7 @@ func (w *bareWay) configure(i int) error {
 			return err
 		}
 	}
-	addr := &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(10, byte(70+i), 0, 3), Mask: net.CIDRMask(16, 32)}}
+	addr := &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(10, byte(70+w.first+i), 0, 3), Mask: net.CIDRMask(16, 32)}}
 	return errors.Join(w.pod.LinkSetAlias(link, mark), w.pod.AddrAdd(link, addr), w.pod.LinkSetUp(link))
 }
 

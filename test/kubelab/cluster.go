@@ -211,6 +211,10 @@ func (c *Cluster) Dial(ctx context.Context, network, address string) (net.Conn, 
 	return conn, err
 }
 
+// NetNS is the path of the cluster's network namespace; in it, Nodes are behind
+// the bridge br0.
+func (c *Cluster) NetNS() string { return c.netns }
+
 // Kubeconfig is the file of a client that may do everything, for programs run
 // by Command.
 func (c *Cluster) Kubeconfig() string { return filepath.Join(c.Dir, "admin.kubeconfig") }
@@ -242,6 +246,9 @@ func (c *Cluster) startControlPlane() error {
 		},
 		{Scheduler, "--kubeconfig", file(Scheduler + ".kubeconfig"), "--leader-elect=false", "--bind-address", "127.0.0.1"},
 	} {
+		if c.opt.APIOnly && command[0] != Etcd && command[0] != APIServer {
+			continue
+		}
 		if err := c.keep(command...); err != nil {
 			return err
 		}

@@ -37,6 +37,9 @@ const Patience = 4 * time.Minute
 type Options struct {
 	Nodes int  // how many to start with, at most 9
 	Proxy bool // kube-proxy on the nodes, for the addresses of Services
+	// APIOnly leaves out the controller manager and the scheduler: a quiet API,
+	// whose objects nobody touches but the test.
+	APIOnly bool
 	// CNI is the nodes' CNI configuration list, where POD_CIDR becomes the range
 	// of the node's Pods; empty: the reference bridge plugin with host-local.
 	// "none" leaves /etc/cni/net.d empty.
