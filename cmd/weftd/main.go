@@ -42,6 +42,7 @@ func run() error {
 	confDir := flags.String("cni-conf-dir", "/etc/cni/net.d", "directory with the CNI configurations of the container runtime")
 	settings := flags.String("cni-settings", "", "with --install: file with keys for the configuration, such as one made for Multus")
 	hostRoot := flags.String("host-root", "", "with --node: where the node's files are, if weftd runs in a container; foreign CNI plugins run there")
+	kubeletDir := flags.String("kubelet-dir", "/var/lib/kubelet", "with --node: directory of the node's kubelet (its --root-dir), which is asked for the devices of Pods")
 	probe := flags.Bool("probe", false, "ask the node's agent whether Pods can be attached")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	showVersion := flags.Bool("version", false, "print the version")
@@ -77,7 +78,7 @@ func run() error {
 		return local.Run(ctx, local.Options{Instance: in, BinDirs: dirs, Accel: accel(log), Log: log})
 	}
 	opt := nodeagent.Options{
-		Kubeconfig: *kubeconfig, Node: *node, Instance: in.Tag, State: in.State, Run: in.Run, BinDirs: dirs, HostRoot: *hostRoot, Log: log,
+		Kubeconfig: *kubeconfig, Node: *node, Instance: in.Tag, State: in.State, Run: in.Run, BinDirs: dirs, KubeletDir: *kubeletDir, HostRoot: *hostRoot, Log: log,
 	}
 	if *installs {
 		self, err := os.Executable()

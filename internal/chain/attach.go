@@ -75,7 +75,7 @@ func (t *attaching) newRecord(d Delegate) *record.Attachment {
 	rec := &record.Attachment{
 		Network: d.Network, Interface: d.Interface, Default: d.Default, Stage: record.Intent, Kind: record.Native,
 		Config: d.Conf.Bytes, Selection: d.Selection, CNIArgs: d.CNIArgs, CapabilityArgs: d.CapabilityArgs,
-		NativeMain: d.Native != nil, IPAM: d.IPAM,
+		NativeMain: d.Native != nil, IPAM: d.IPAM, Resource: d.Resource, Device: d.Device, DeviceFile: d.DeviceFile,
 	}
 	if d.Foreign() {
 		rec.Kind = record.Foreign

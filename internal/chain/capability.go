@@ -17,6 +17,7 @@ const (
 	capPortMappings   = "portMappings"
 	capBandwidth      = "bandwidth"
 	capDeviceID       = "deviceID"
+	capDeviceInfo     = "CNIDeviceInfoFile" // Device Information Specification 1.1.0, section 4
 )
 
 // capabilities gives the capability arguments of a delegate, and refuses a
@@ -33,9 +34,6 @@ func (r *resolver) capabilities(d *Delegate) (map[string]json.RawMessage, error)
 		}
 	}
 	s := d.Selection
-	if s == nil {
-		return args, nil
-	}
 	var errs []error
 	set := func(name string, value any, must bool, field, remedy string) {
 		if !d.Conf.Declares(name) {
@@ -50,6 +48,15 @@ func (r *resolver) capabilities(d *Delegate) (map[string]json.RawMessage, error)
 			return
 		}
 		args[name] = raw
+	}
+	if d.Device != "" {
+		set(capDeviceID, d.Device, false, "", "")
+	}
+	if d.DeviceFile != "" {
+		set(capDeviceInfo, d.DeviceFile, false, "", "")
+	}
+	if s == nil {
+		return args, errors.Join(errs...)
 	}
 	if len(s.IPs) > 0 {
 		texts := make([]string, len(s.IPs))
@@ -69,9 +76,6 @@ func (r *resolver) capabilities(d *Delegate) (map[string]json.RawMessage, error)
 	}
 	if s.Bandwidth != nil {
 		set(capBandwidth, s.Bandwidth, true, "bandwidth", `add {"type": "bandwidth", "capabilities": {"bandwidth": true}} to the plugins of the network, or drop the request`)
-	}
-	if s.DeviceID != "" {
-		set(capDeviceID, s.DeviceID, false, "deviceID", "")
 	}
 	return args, errors.Join(errs...)
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/weftnet/weft/api/netattach"
 	"github.com/weftnet/weft/internal/dataplane"
+	"github.com/weftnet/weft/internal/device"
 	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/kind"
@@ -77,6 +78,11 @@ type Options struct {
 	// Claims is asked for the IPAMClaims that annotations name; optional: every
 	// one counts as existing.
 	Claims Claims
+	// Devices is asked for the devices of Pods; optional: networks that name a
+	// resource are attached without a device.
+	Devices Devices
+	// DeviceDir has the files that describe devices; optional, device.Dir.
+	DeviceDir string
 	// Default is the default network of sandboxes that name no other; optional.
 	Default DefaultNetwork
 	// Kinds is the table of native kinds; optional, kind.Lookup.
@@ -114,6 +120,9 @@ type Engine struct {
 	runner runner
 	claims *claims
 	parsed *parsedConfigs
+
+	deviceFiles device.Files
+
 	noIPv6 bool
 	optDAD bool
 
@@ -149,6 +158,7 @@ func New(ctx context.Context, options Options) (*Engine, error) {
 		}
 	}
 	e.runner = runner{binDirs: e.BinDirs, root: e.HostRoot, deadline: e.PluginTimeout, hostNS: options.HostNS}
+	e.deviceFiles = device.Files{Root: e.HostRoot, Dir: e.DeviceDir}
 	e.noIPv6, e.optDAD = kernelFacts()
 	if err := e.load(ctx); err != nil {
 		return nil, err

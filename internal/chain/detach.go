@@ -243,6 +243,9 @@ func (u *undoing) conclude(ctx context.Context, list []*record.Attachment) error
 		if len(u.failed[a]) == 0 {
 			u.fail(a, u.release(ctx, a))
 		}
+		if len(u.failed[a]) == 0 && a.DeviceFile != "" {
+			u.fail(a, u.deviceFiles.Remove(a.DeviceFile))
+		}
 		if failed := errors.Join(u.failed[a]...); failed != nil {
 			a.Reason = failed.Error()
 			errs = append(errs, fmt.Errorf("detach %s from network %s: %w", a.Interface, a.Network, failed))
@@ -355,7 +358,7 @@ func (e *Engine) salvage(ctx context.Context, id string) error {
 		e.Log.Warn("removed links of a sandbox whose record is damaged", "sandbox", id, "removed", gone)
 	}
 	held := e.claims.drop(id)
-	var errs []error
+	errs := []error{e.deviceFiles.RemoveAll(id)}
 	for _, l := range held.leases {
 		if strings.HasPrefix(l.Owner, string(ipam.AttachmentOwner(id, ""))) {
 			errs = append(errs, e.Addresses.Release(ctx, ipam.Lease{Scope: ipam.Scope(l.Scope), Addr: l.Addr, Owner: ipam.Owner(l.Owner)}))

@@ -58,6 +58,7 @@ func (t *attaching) call(w *attachment, plugin, verb string, config []byte) call
 // execChain runs the plugins of a list from the one at first on, each with the
 // result so far.
 func (t *attaching) execChain(ctx context.Context, w *attachment, first int) error {
+	t.describeDevice(w)
 	for i := first; i < len(w.Conf.Plugins); i++ {
 		p := &w.Conf.Plugins[i]
 		if err := t.step("exec " + p.Type); err != nil {
@@ -82,6 +83,7 @@ func (t *attaching) execChain(ctx context.Context, w *attachment, first int) err
 			return err
 		}
 	}
+	t.readDevice(w)
 	if w.Native == nil {
 		return t.observeForeign(w)
 	}

@@ -48,9 +48,12 @@ func (e *Engine) Attach(ctx context.Context, id string, selection netattach.Sele
 	}
 	q := Question{
 		Sandbox: id, Pod: box.Pod, Selections: []netattach.Selection{selection}, First: freeNumber(box),
-		Present: box.Attachments, Kinds: e.Kinds, parsed: e.parsed,
+		Present: box.Attachments, Kinds: e.Kinds, DeviceFiles: e.deviceFiles, parsed: e.parsed,
 	}
 	if err := e.lookUp(ctx, &q); err != nil {
+		return nil, err
+	}
+	if err := e.lookUpDevices(ctx, &q); err != nil {
 		return nil, err
 	}
 	delegates, err := Resolve(q)

@@ -34,7 +34,7 @@ func (e *Engine) resolve(ctx context.Context, req Request) ([]Delegate, error) {
 	}
 	q := Question{
 		Sandbox: req.ID, Pod: req.Pod, IfName: req.IfName, RuntimeConfig: req.RuntimeConfig, CNIArgs: req.CNIArgs,
-		Selections: networks, First: 1, Kinds: e.Kinds, parsed: e.parsed,
+		Selections: networks, First: 1, Kinds: e.Kinds, DeviceFiles: e.deviceFiles, parsed: e.parsed,
 	}
 	if q.IfName == "" {
 		q.IfName = "eth0"
@@ -43,6 +43,9 @@ func (e *Engine) resolve(ctx context.Context, req Request) ([]Delegate, error) {
 		return nil, err
 	}
 	if err := errors.Join(e.everywhere(ctx, req, &q), e.lookUp(ctx, &q)); err != nil {
+		return nil, err
+	}
+	if err := e.lookUpDevices(ctx, &q); err != nil {
 		return nil, err
 	}
 	return Resolve(q)
@@ -74,7 +77,7 @@ func (e *Engine) defaultNetwork(ctx context.Context, req Request, chosen *netatt
 	if err != nil {
 		return err
 	}
-	q.Default, q.DefaultName, q.DefaultSelection = conf, nad.FullName(), chosen
+	q.Default, q.DefaultName, q.DefaultResource, q.DefaultSelection = conf, nad.FullName(), nad.ResourceName(), chosen
 	return nil
 }
 
@@ -114,7 +117,7 @@ func (e *Engine) everywhere(ctx context.Context, req Request, q *Question) error
 		if err != nil {
 			return err
 		}
-		q.Everywhere = append(q.Everywhere, Everywhere{Name: nad.FullName(), Conf: conf})
+		q.Everywhere = append(q.Everywhere, Everywhere{Name: nad.FullName(), Conf: conf, Resource: nad.ResourceName()})
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/weftnet/weft/api/netattach"
+	"github.com/weftnet/weft/internal/device"
 	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/kind"
@@ -32,6 +33,8 @@ type Question struct {
 	// annotation asked of it, if the Pod chose its default network itself.
 	DefaultName      string
 	DefaultSelection *netattach.Selection
+	// DefaultResource is the resource the default network takes a device of.
+	DefaultResource string
 	// Everywhere are networks every sandbox gets after its default network.
 	Everywhere []Everywhere
 	// RuntimeConfig is what the runtime told about the Pod (portMappings, ...):
@@ -47,6 +50,11 @@ type Question struct {
 	// says, by name, in which namespaces such a one does.
 	Definitions map[string]*netattach.NetworkAttachmentDefinition
 	Elsewhere   map[string][]string
+	// Devices the Pod holds, by resource, in the order in which they are handed
+	// out; of the resources it holds none of, Offered are those that have devices.
+	Devices     map[string][]string
+	Offered     map[string]bool
+	DeviceFiles device.Files
 	// Present are the attachments the sandbox has already.
 	Present []*record.Attachment
 	// Kinds is the table of native kinds.
@@ -60,6 +68,8 @@ type Everywhere struct {
 	// Name is how network-status calls it.
 	Name string
 	Conf *netattach.NetConf
+	// Resource it takes a device of; empty: none.
+	Resource string
 }
 
 // Delegate is one attachment to make.
@@ -72,6 +82,10 @@ type Delegate struct {
 	Selection      *netattach.Selection
 	CNIArgs        [][2]string
 	CapabilityArgs map[string]json.RawMessage
+	// Device it attaches, and the Resource that is of if the kubelet gave it.
+	Resource, Device string
+	// DeviceFile describes the device; empty: nothing does.
+	DeviceFile string
 	// Native is the first plugin as parsed by its native kind; nil: foreign.
 	Native kind.Conf
 	// IPAM is the foreign IPAM plugin of a native first plugin; empty: none.
@@ -86,12 +100,13 @@ func (d *Delegate) Foreign() bool {
 // Resolve turns the question into the attachments to make, in order, or into
 // all the reasons why that cannot be. Every reason is a hint.
 func Resolve(q Question) ([]Delegate, error) {
-	r := resolver{Question: q, names: map[netstate.IfName]string{}}
+	r := resolver{Question: q, names: map[netstate.IfName]string{}, devices: map[heldDevice]string{}}
+	r.claimDevices()
 	for _, a := range q.Present {
 		r.names[a.Interface] = a.Network
 	}
 	if q.Default != nil {
-		r.add(q.DefaultName, q.IfName, q.Default, q.DefaultSelection, true)
+		r.add(wanted{network: q.DefaultName, name: q.IfName, conf: q.Default, resource: q.DefaultResource, selection: q.DefaultSelection, isDefault: true})
 	}
 	// Names that were asked for go before those that are numbered, so that the
 	// element with the number is the one told to step aside.
@@ -100,7 +115,7 @@ func Resolve(q Question) ([]Delegate, error) {
 	}
 	for i, network := range q.Everywhere {
 		if name, free := r.numbered(q.First+i, "default network "+network.Name, network.Name); free {
-			r.add(network.Name, name, network.Conf, nil, false)
+			r.add(wanted{network: network.Name, name: name, conf: network.Conf, resource: network.Resource})
 		}
 	}
 	for i := range q.Selections {
@@ -116,9 +131,20 @@ func Resolve(q Question) ([]Delegate, error) {
 
 type resolver struct {
 	Question
-	names map[netstate.IfName]string // who has the interface
-	out   []Delegate
-	errs  []error
+	names   map[netstate.IfName]string // who has the interface
+	devices map[heldDevice]string      // who has the device
+	out     []Delegate
+	errs    []error
+}
+
+// wanted is one attachment before it is resolved.
+type wanted struct {
+	network   string
+	name      netstate.IfName
+	conf      *netattach.NetConf
+	resource  string
+	selection *netattach.Selection
+	isDefault bool
 }
 
 func (r *resolver) fail(field, value, problem, remedy string) {
@@ -162,7 +188,7 @@ func (r *resolver) selection(s *netattach.Selection, number int) {
 		r.errs = append(r.errs, ofNetwork(nad.FullName(), err))
 		return
 	}
-	r.add(nad.FullName(), name, conf, s, false)
+	r.add(wanted{network: nad.FullName(), name: name, conf: conf, resource: nad.ResourceName(), selection: s})
 }
 
 // numbered reserves net<number> for a network that asks for no name.
@@ -214,25 +240,16 @@ func eachHint(err error, change func(*hint.Error)) error {
 }
 
 // add makes one delegate, unless something speaks against it.
-func (r *resolver) add(network string, name netstate.IfName, conf *netattach.NetConf, s *netattach.Selection, isDefault bool) {
-	if isDefault {
-		if s != nil && s.Interface != "" {
-			name = netstate.IfName(s.Interface)
-		}
-		if err := netattach.ValidInterface("default network: interface", string(name)); err != nil {
-			r.errs = append(r.errs, err)
-			return
-		}
-		if holder, taken := r.names[name]; taken {
-			r.fail("default network: interface", string(name), "is already the interface of "+holder, "choose another name")
-			return
-		}
-		r.names[name] = network
+func (r *resolver) add(w wanted) {
+	if w.isDefault && !r.defaultName(&w) {
+		return
 	}
-	d := Delegate{Network: network, Interface: name, Default: isDefault, Selection: s}
+	d := Delegate{Network: w.network, Interface: w.name, Default: w.isDefault, Selection: w.selection, Conf: w.conf}
+	r.device(&d, w.resource)
+	d.DeviceFile = r.deviceFile(&d)
 	var err error
-	if d.Conf, err = withRequest(conf, s); err != nil {
-		r.errs = append(r.errs, ofNetwork(network, err))
+	if d.Conf, err = withRequest(w.conf, w.selection, d.Device); err != nil {
+		r.errs = append(r.errs, ofNetwork(w.network, err))
 		return
 	}
 	main := &d.Conf.Plugins[0]
@@ -248,7 +265,7 @@ func (r *resolver) add(network string, name netstate.IfName, conf *netattach.Net
 		r.errs = append(r.errs, err)
 		return
 	}
-	d.CNIArgs = r.cniArgs(s)
+	d.CNIArgs = r.cniArgs(w.selection)
 	if !isNative {
 		r.out = append(r.out, d)
 		return
@@ -264,26 +281,47 @@ func (r *resolver) add(network string, name netstate.IfName, conf *netattach.Net
 	r.out = append(r.out, d)
 }
 
+// defaultName reserves the interface of the default network.
+func (r *resolver) defaultName(w *wanted) bool {
+	if s := w.selection; s != nil && s.Interface != "" {
+		w.name = netstate.IfName(s.Interface)
+	}
+	if err := netattach.ValidInterface("default network: interface", string(w.name)); err != nil {
+		r.errs = append(r.errs, err)
+		return false
+	}
+	if holder, taken := r.names[w.name]; taken {
+		r.fail("default network: interface", string(w.name), "is already the interface of "+holder, "choose another name")
+		return false
+	}
+	r.names[w.name] = w.network
+	return true
+}
+
 // withRequest puts what the Pod asks for into the config itself: its cni-args
 // into args.cni of each plugin, where they win over the network's own, and the
 // device.
-func withRequest(conf *netattach.NetConf, s *netattach.Selection) (*netattach.NetConf, error) {
-	if s == nil || len(s.CNIArgs) == 0 && s.DeviceID == "" {
+func withRequest(conf *netattach.NetConf, s *netattach.Selection, device string) (*netattach.NetConf, error) {
+	var cniArgs map[string]json.RawMessage
+	if s != nil {
+		cniArgs = s.CNIArgs
+	}
+	if len(cniArgs) == 0 && device == "" {
 		return conf, nil
 	}
 	plugins := make([]json.RawMessage, len(conf.Plugins))
 	for i, p := range conf.Plugins {
 		changes := map[string]any{}
-		if len(s.CNIArgs) > 0 {
-			args, err := mergeArgs(fmt.Sprintf("spec.config.plugins[%d].args", i), p.Bytes, s.CNIArgs)
+		if len(cniArgs) > 0 {
+			args, err := mergeArgs(fmt.Sprintf("spec.config.plugins[%d].args", i), p.Bytes, cniArgs)
 			if err != nil {
 				return nil, err
 			}
 			changes["args"] = args
 		}
-		if s.DeviceID != "" {
+		if device != "" {
 			// Both names are in use among plugins.
-			changes["deviceID"], changes["pciBusID"] = s.DeviceID, s.DeviceID
+			changes["deviceID"], changes["pciBusID"] = device, device
 		}
 		changed, err := inject(p.Bytes, changes)
 		if err != nil {

@@ -37,8 +37,8 @@ func Status(sandbox *record.Sandbox) ([]netattach.NetworkStatus, error) {
 
 func statusOf(a *record.Attachment, result *cni.Result) []netattach.NetworkStatus {
 	base := netattach.NetworkStatus{
-		Name: a.Network,
-		DNS:  netattach.DNS{Nameservers: result.DNS.Nameservers, Domain: result.DNS.Domain, Search: result.DNS.Search, Options: result.DNS.Options},
+		Name: a.Network, DeviceInfo: deviceInfo(a),
+		DNS: netattach.DNS{Nameservers: result.DNS.Nameservers, Domain: result.DNS.Domain, Search: result.DNS.Search, Options: result.DNS.Options},
 	}
 	// The kernel's gateways: a result may leave them out where they are those of
 	// its addresses.
@@ -46,9 +46,6 @@ func statusOf(a *record.Attachment, result *cni.Result) []netattach.NetworkStatu
 		if r.Via.IsValid() {
 			base.Gateway = append(base.Gateway, r.Via.String())
 		}
-	}
-	if a.Selection != nil && a.Selection.DeviceID != "" {
-		base.DeviceInfo = &netattach.DeviceInfo{Type: "pci", Version: netattach.DeviceInfoVersion, PCI: &netattach.PCIDevice{PCIAddress: a.Selection.DeviceID}}
 	}
 	var out []netattach.NetworkStatus
 	place := map[int]int{} // index in the result -> index in out

@@ -107,6 +107,7 @@ type world struct {
 	engine   *Engine
 	boot     string
 	timeout  time.Duration
+	devices  Devices
 	log      bytes.Buffer
 	wrap     func(Dataplane) Dataplane
 }
@@ -196,6 +197,7 @@ func (w *world) restart() {
 	w.engine, err = New(w.t.Context(), Options{
 		Instance: instance, Machine: "machine", Records: w.records, Dataplane: plane, Host: dp.Host(), Addresses: w.memory, Networks: w.nads,
 		Default: DefaultNetwork{Config: []byte(w.defaults)}, BinDirs: []string{binDir}, PluginTimeout: w.timeout, HostNS: w.host, BootID: w.boot,
+		Devices: w.devices, DeviceDir: filepath.Join(w.dir, "devinfo"),
 		Log: slog.New(slog.NewTextHandler(&w.log, &slog.HandlerOptions{Level: slog.LevelInfo})),
 	})
 	if err != nil {

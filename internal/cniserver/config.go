@@ -14,6 +14,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/weftnet/weft/internal/chain"
+	"github.com/weftnet/weft/internal/device"
 	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/record"
 )
@@ -236,7 +237,7 @@ func cniError(err error) (code uint) {
 	switch {
 	case errors.Is(err, chain.ErrUnknownNetwork):
 		return types.ErrInvalidNetworkConfig
-	case errors.Is(err, errTryAgain):
+	case errors.Is(err, errTryAgain), errors.Is(err, device.ErrAway):
 		return types.ErrTryAgainLater
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EROFS):
 		return types.ErrIOFailure

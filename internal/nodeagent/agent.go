@@ -21,6 +21,7 @@ import (
 	"github.com/weftnet/weft/internal/chain"
 	"github.com/weftnet/weft/internal/cniserver"
 	"github.com/weftnet/weft/internal/dataplane"
+	"github.com/weftnet/weft/internal/device"
 	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/install"
 	"github.com/weftnet/weft/internal/ipam"
@@ -43,6 +44,8 @@ type Options struct {
 	Instance, State, Run string
 	// BinDirs are searched for foreign CNI plugins.
 	BinDirs []string
+	// KubeletDir is the directory of the kubelet (its --root-dir).
+	KubeletDir string
 	// HostRoot is where the node's files are, if this is a container.
 	HostRoot string
 	// Install keeps weft in the runtime's directories; nil: somebody else does.
@@ -108,7 +111,8 @@ func Run(ctx context.Context, opt Options) (err error) {
 	}
 	a.engine, err = chain.New(ctx, chain.Options{
 		Instance: opt.Instance, Machine: opt.Node, Records: records, Dataplane: plane, Host: plane.Host(), Addresses: ipam.NewMemory(),
-		Networks: definitions{networks.Definitions{Reader: a.cache}, networks.Definitions{Reader: api}}, BinDirs: opt.BinDirs, HostRoot: opt.HostRoot, Log: opt.Log,
+		Networks: definitions{networks.Definitions{Reader: a.cache}, networks.Definitions{Reader: api}}, BinDirs: opt.BinDirs, HostRoot: opt.HostRoot,
+		Devices: device.NewKubelet(filepath.Join(opt.HostRoot, opt.KubeletDir, device.Socket)), Log: opt.Log,
 	})
 	if err != nil {
 		return err

@@ -110,6 +110,13 @@ type Attachment struct {
 	NativeMain bool `json:"nativeMain,omitempty"`
 	// IPAM is the foreign IPAM binary a native main plugin delegates to.
 	IPAM string `json:"ipam,omitempty"`
+	// Resource and Device are what the attachment got a device of and which one.
+	// DeviceFile describes it as long as it is attached, and DeviceInfo is what
+	// that said then.
+	Resource   string                `json:"resource,omitempty"`
+	Device     string                `json:"device,omitempty"`
+	DeviceFile string                `json:"deviceFile,omitempty"`
+	DeviceInfo *netattach.DeviceInfo `json:"deviceInfo,omitempty"`
 	// Alias is our mark on what is made for this attachment; see
 	// netstate.Alias. Shared is the mark on what it shares with others.
 	Alias string `json:"alias,omitempty"`

@@ -2,6 +2,7 @@
 // one file of state per attachment from ADD to DEL, and misbehaves on request:
 //
 //	"dir":    where to write: calls (one line each), and state/<sandbox>-<ifname>
+//	"describes": what ADD says of the device, in the file that runtimeConfig names
 //	"behave": {"ADD": "hang" | "crash" | "garbage" | "null" | "fail" | "fork" | "silent"}
 package main
 
@@ -23,6 +24,7 @@ type config struct {
 	Dir           string            `json:"dir"`
 	Behave        map[string]string `json:"behave"`
 	Gives         json.RawMessage   `json:"gives"`
+	Describes     json.RawMessage   `json:"describes"`
 	PrevResult    json.RawMessage   `json:"prevResult"`
 	RuntimeConfig json.RawMessage   `json:"runtimeConfig"`
 	Args          json.RawMessage   `json:"args"`
@@ -57,6 +59,11 @@ func main() {
 	case "ADD":
 		must(os.MkdirAll(filepath.Dir(state), 0o700))
 		must(os.WriteFile(state, stdin, 0o600))
+		if len(c.Describes) > 0 {
+			var told struct{ CNIDeviceInfoFile string }
+			must(json.Unmarshal(c.RuntimeConfig, &told))
+			must(os.WriteFile(told.CNIDeviceInfoFile, c.Describes, 0o600))
+		}
 	case "DEL":
 		if err := os.Remove(state); err != nil && !os.IsNotExist(err) {
 			must(err)

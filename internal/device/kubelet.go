@@ -1,0 +1,118 @@
+// Package device says which devices of this node a Pod holds, as the kubelet
+// tells it, and keeps the files that describe devices to plugins and users.
+//
+// It gives no device to a network (chain does), and touches none.
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/weftnet/weft/internal/hint"
+)
+
+// Socket of the kubelet's pod-resources API, below the directory it keeps its
+// files in (k8s.io/kubernetes/pkg/kubelet, getPodResourcesDir).
+const Socket = "pod-resources/kubelet.sock"
+
+// ErrAway says that the kubelet does not answer.
+var ErrAway = errors.New("the kubelet is away")
+
+// Bounds of one question.
+const (
+	patience = 10 * time.Second
+	// pause after an answer that we ask too often: the kubelet takes 100 questions
+	// a second and ten at once (its pkg/kubelet/apis/podresources, constants).
+	pause = 50 * time.Millisecond
+)
+
+// Kubelet is that of this node. A question is a connection of its own: they are
+// few, and a kubelet that was restarted is found again at once.
+type Kubelet struct{ socket string }
+
+// NewKubelet makes one from the path of the socket of its pod-resources API.
+func NewKubelet(socket string) *Kubelet { return &Kubelet{socket} }
+
+// Allocated gives the ids of the devices a Pod holds, by resource: those of its
+// first container first, and by name among those of one container, since the
+// kubelet gives them in no order.
+func (k *Kubelet) Allocated(ctx context.Context, namespace, name string) (map[string][]string, error) {
+	answer, err := k.ask(ctx, "/v1.PodResourcesLister/List")
+	if err != nil {
+		return nil, err
+	}
+	held := map[string][]string{}
+	err = eachPod(answer, func(pod podResources) {
+		if pod.namespace != namespace || pod.name != name {
+			return
+		}
+		for _, container := range pod.containers {
+			for resource, ids := range container {
+				slices.Sort(ids)
+				for _, id := range ids {
+					if !slices.Contains(held[resource], id) {
+						held[resource] = append(held[resource], id)
+					}
+				}
+			}
+		}
+	})
+	return held, k.garbled(err)
+}
+
+// Offered says whether a device plugin offers devices of the resource on this
+// node. Resources without any are mere numbers on the Node, as those by which
+// nodes with a certain bridge are marked.
+func (k *Kubelet) Offered(ctx context.Context, resource string) (bool, error) {
+	answer, err := k.ask(ctx, "/v1.PodResourcesLister/GetAllocatableResources")
+	if err != nil {
+		return false, err
+	}
+	devices := map[string][]string{}
+	err = fields(answer, func(number protowire.Number, value []byte) error {
+		if number == allocatableDevices {
+			return readDevices(value, devices)
+		}
+		return nil
+	})
+	return len(devices[resource]) > 0, k.garbled(err)
+}
+
+// ask puts one question, again if the kubelet finds there are too many.
+func (k *Kubelet) ask(ctx context.Context, method string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		answer, err := call(ctx, k.socket, method)
+		if errors.Is(err, errTooOften) {
+			select {
+			case <-ctx.Done():
+			case <-time.After(pause):
+				continue
+			}
+		}
+		if err != nil {
+			return nil, k.problem(fmt.Errorf("%w: %w", ErrAway, err))
+		}
+		return answer, nil
+	}
+}
+
+func (k *Kubelet) problem(err error) error {
+	return &hint.Error{
+		Field: "kubelet's pod-resources API", Value: k.socket, Problem: "does not tell which devices the Pod holds", Err: err,
+		Remedy: "see that the kubelet of this node runs, and that weftd's --kubelet-dir is its --root-dir",
+	}
+}
+
+func (k *Kubelet) garbled(err error) error {
+	if err == nil {
+		return nil
+	}
+	return k.problem(err)
+}
