@@ -8,6 +8,7 @@ import (
 
 	cni "github.com/containernetworking/cni/pkg/types/100"
 
+	"github.com/weftnet/weft/internal/dataplane"
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/kind"
 	"github.com/weftnet/weft/internal/netstate"
@@ -190,14 +191,7 @@ func (t *attaching) applyNative(ctx context.Context, group []*attachment) error 
 		return err
 	}
 	for _, w := range group {
-		w.rec.Links = w.rec.Links[:0]
-		for _, side := range []netstate.Side{netstate.Host, netstate.Pod} {
-			for _, l := range w.rec.Plan.At(side).Links {
-				if made, ok := facts.Link(side, l.Name); ok {
-					w.rec.Links = append(w.rec.Links, record.Link{Side: side, Name: l.Name, Index: made.Index, Kind: l.Kind, MAC: made.MAC, MTU: made.MTU, Alias: l.Alias})
-				}
-			}
-		}
+		w.rec.Links = linksMade(w.rec.Plan, facts)
 		w.result = nativeResult(w.out.Result, t.box.NetNS, w.rec.Links)
 		resultDefaults(w.result, w.rec.Defaults, w.rec.HasDefaults)
 		if err := t.keepResult(w); err != nil {
@@ -205,6 +199,19 @@ func (t *attaching) applyNative(ctx context.Context, group []*attachment) error 
 		}
 	}
 	return t.step("applied")
+}
+
+// linksMade gives the links of a plan as they are in the kernel.
+func linksMade(plan netstate.Plan, facts dataplane.Facts) []record.Link {
+	var out []record.Link
+	for _, side := range []netstate.Side{netstate.Host, netstate.Pod} {
+		for _, l := range plan.At(side).Links {
+			if made, ok := facts.Link(side, l.Name); ok {
+				out = append(out, record.Link{Side: side, Name: l.Name, Index: made.Index, Kind: l.Kind, MAC: made.MAC, MTU: made.MTU, Alias: l.Alias})
+			}
+		}
+	}
+	return out
 }
 
 func (t *attaching) names(group []*attachment) string {
@@ -277,6 +284,9 @@ func (t *attaching) conclude(ctx context.Context) error {
 		return err
 	}
 	if err := t.resteer(ctx, t.box); err != nil {
+		return err
+	}
+	if err := t.settled(ctx); err != nil {
 		return err
 	}
 	for _, w := range t.work {

@@ -23,30 +23,25 @@ func (e *Engine) Check(ctx context.Context, id string) error {
 		return err
 	}
 	defer unlock()
-	remedy := "delete the sandbox and let it be made again"
-	if namespaceGone(box.NetNS) {
-		return &hint.Error{Field: "network namespace", Value: box.NetNS, Problem: "is gone", Remedy: remedy, Err: ErrChanged}
+	if err := refuseGone(box); err != nil {
+		return err
 	}
 	eyes := e.look(box.NetNS)
 	defer eyes.close()
 	var errs []error
-	for _, a := range box.Attachments {
-		if a.Stage != record.Attached {
-			errs = append(errs, &hint.Error{Field: "interface", Value: string(a.Interface), Problem: fmt.Sprintf("is %s, not attached: %s", a.Stage, a.Reason), Remedy: remedy, Err: ErrChanged})
-			continue
-		}
-		found, err := e.inspect(ctx, &eyes, box, a)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("check %s: %w", a.Interface, err))
-			continue
-		}
+	all, err := e.inspectAll(ctx, &eyes, box)
+	if err != nil {
+		return err
+	}
+	for i, found := range all {
+		a := box.Attachments[i]
 		if found.Rewired != "" {
 			e.Log.Info("the Pod has rewired its link", "sandbox", id, "interface", a.Interface, "link", found.Rewired)
 		}
 		if len(found.Lacks) > 0 {
-			errs = append(errs, &hint.Error{Field: fmt.Sprintf("interface %s (network %s)", a.Interface, a.Network), Problem: "lacks: " + strings.Join(found.Lacks, "; "), Remedy: remedy, Err: ErrChanged})
+			errs = append(errs, &hint.Error{Field: fmt.Sprintf("interface %s (network %s)", a.Interface, a.Network), Problem: "lacks: " + strings.Join(found.Lacks, "; "), Remedy: remake, Err: ErrChanged})
 		}
-		if a.Kind == record.Foreign && found.Rewired == "" {
+		if a.Kind == record.Foreign && a.Stage == record.Attached && found.Rewired == "" {
 			errs = append(errs, e.checkForeign(ctx, box, a))
 		}
 	}

@@ -171,7 +171,14 @@ func (l *look) podLinks(names []netstate.IfName) ([]record.Link, error) {
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, record.Link{Side: netstate.Pod, Name: link.Name, Index: link.Index, Kind: link.Kind, MAC: link.MAC, MTU: link.MTU, Alias: link.Alias})
+		addrs, err := lasting(conn, link)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, record.Link{
+			Side: netstate.Pod, Name: link.Name, Index: link.Index, Kind: link.Kind, MAC: link.MAC, MTU: link.MTU, Alias: link.Alias,
+			Up: link.Flags&unix.IFF_UP != 0, Addrs: addrs,
+		})
 	}
 	return out, nil
 }

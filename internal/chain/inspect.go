@@ -3,8 +3,13 @@ package chain
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
+	"strings"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/linux"
 	"github.com/weftnet/weft/internal/netstate"
 	"github.com/weftnet/weft/internal/record"
@@ -21,12 +26,79 @@ type Finding struct {
 	Lacks []string
 }
 
-// inspect compares one attachment with the kernel and asks no plugin.
-func (e *Engine) inspect(ctx context.Context, eyes *look, box *record.Sandbox, a *record.Attachment) (Finding, error) {
+// String tells the differences.
+func (f Finding) String() string {
+	return fmt.Sprintf("interface %s (network %s) lacks: %s", f.Interface, f.Network, strings.Join(f.Lacks, "; "))
+}
+
+// Inspect compares all attachments of a sandbox with the kernel. Unlike Check it
+// runs no plugin, so it may be called often.
+func (e *Engine) Inspect(ctx context.Context, id string) ([]Finding, error) {
+	box, unlock, err := e.locked(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := refuseGone(box); err != nil {
+		return nil, err
+	}
+	eyes := e.look(box.NetNS)
+	defer eyes.close()
+	return e.inspectAll(ctx, &eyes, box)
+}
+
+// remake is the remedy for what cannot be put right in place.
+const remake = "delete the sandbox and let it be made again"
+
+// refuseGone refuses a sandbox whose namespace is gone.
+func refuseGone(box *record.Sandbox) error {
+	if !namespaceGone(box.NetNS) {
+		return nil
+	}
+	return &hint.Error{Field: "network namespace", Value: box.NetNS, Problem: "is gone", Remedy: remake, Err: ErrChanged}
+}
+
+func (e *Engine) inspectAll(ctx context.Context, eyes *look, box *record.Sandbox) ([]Finding, error) {
+	var all []Finding
+	native := map[int]netstate.Plan{} // by place in all
+	var together netstate.Plan
+	for i, a := range box.Attachments {
+		found, want, err := inspect(eyes, a)
+		if err != nil {
+			return nil, fmt.Errorf("inspect %s: %w", a.Interface, err)
+		}
+		if want != nil {
+			native[i], together = *want, mergePlans(together, *want)
+		}
+		all = append(all, found)
+	}
+	if len(native) > 1 { // one look at them all mostly suffices
+		ops, err := e.Dataplane.Check(ctx, box.NetNS, together)
+		if err != nil || len(ops) == 0 {
+			return all, err
+		}
+	}
+	for i, want := range native {
+		a := box.Attachments[i]
+		var err error
+		if all[i].Lacks, err = e.inspectNative(ctx, box, a, want, all[i].Rewired != ""); err != nil {
+			return nil, fmt.Errorf("inspect %s: %w", a.Interface, err)
+		}
+	}
+	return all, nil
+}
+
+// inspect compares one attachment, but for the plan that a native one must
+// have: that is returned.
+func inspect(eyes *look, a *record.Attachment) (Finding, *netstate.Plan, error) {
 	found := Finding{Interface: a.Interface, Network: a.Network}
+	if a.Stage != record.Attached {
+		found.Lacks = []string{fmt.Sprintf("it is %s, not attached: %s", a.Stage, a.Reason)}
+		return found, nil, nil
+	}
 	rewired, err := eyes.rewired(a)
 	if err != nil {
-		return found, err
+		return found, nil, err
 	}
 	for _, now := range rewired {
 		found.Rewired = now.Name
@@ -34,16 +106,20 @@ func (e *Engine) inspect(ctx context.Context, eyes *look, box *record.Sandbox, a
 	if now, ok := rewired[a.Interface]; ok {
 		found.Rewired = now.Name
 	}
-	if replaced, err := eyes.replaced(a); err != nil || len(replaced) > 0 {
-		found.Lacks = replaced
-		return found, err
+	if found.Lacks, err = eyes.replaced(a); err != nil || len(found.Lacks) > 0 {
+		return found, nil, err
 	}
-	if a.NativeMain {
-		found.Lacks, err = e.inspectNative(ctx, box, a, rewired)
-	} else if len(rewired) == 0 {
+	switch {
+	case a.NativeMain && len(rewired) > 0:
+		want := planRewired(a.Plan, rewired)
+		return found, &want, nil
+	case a.NativeMain:
+		want := planMade(a)
+		return found, &want, nil
+	case len(rewired) == 0:
 		found.Lacks, err = inspectForeign(eyes, a)
 	}
-	return found, err
+	return found, nil, err
 }
 
 // replaced lists the links of the Pod that are gone while a stranger's link has
@@ -72,25 +148,36 @@ func (l *look) replaced(a *record.Attachment) ([]string, error) {
 	return out, nil
 }
 
-// inspectNative gives the operations that would make the attachment whole.
-func (e *Engine) inspectNative(ctx context.Context, box *record.Sandbox, a *record.Attachment, rewired map[netstate.IfName]linux.Link) ([]string, error) {
+// planMade is the plan of a native attachment with what was not asked for and is
+// known since it was made.
+func planMade(a *record.Attachment) netstate.Plan {
 	want := a.Plan
-	moved := len(a.Moved) > 0
-	switch {
-	case len(rewired) > 0:
-		want = planRewired(want, rewired)
-	case moved:
-		// A guest has the addresses; with them went the routes. CHECK of those is
+	if len(a.Moved) > 0 {
+		// A guest has the addresses; with them went the routes. They are the concern
 		// of whoever moved them.
 		want.Pod.Addrs, want.Pod.Routes = nil, nil
+		return want
 	}
+	want.Pod.Links = slices.Clone(want.Pod.Links)
+	for i := range want.Pod.Links {
+		l := &want.Pod.Links[i]
+		if made := linkOf(a, string(l.Name)); l.MTU == 0 && l.Presence == netstate.Owned && made != nil {
+			l.MTU = made.MTU
+		}
+	}
+	return want
+}
+
+// inspectNative gives the operations that would make the attachment whole, but
+// for those that undo what plugins after ours did.
+func (e *Engine) inspectNative(ctx context.Context, box *record.Sandbox, a *record.Attachment, want netstate.Plan, rewired bool) ([]string, error) {
 	ops, err := e.Dataplane.Check(ctx, box.NetNS, want)
 	if err != nil {
 		return nil, err
 	}
 	var found []string
 	for _, op := range ops {
-		if op.Deletes() && (moved || len(rewired) > 0) {
+		if op.Deletes() && (len(a.Moved) > 0 || rewired) || slices.Contains(a.ByPlugins, op.String()) {
 			continue
 		}
 		found = append(found, op.String())
@@ -98,24 +185,33 @@ func (e *Engine) inspectNative(ctx context.Context, box *record.Sandbox, a *reco
 	return found, nil
 }
 
+// settled notes what the plugins of a list made of the link that is ours.
+func (t *attaching) settled(ctx context.Context) error {
+	for _, w := range t.work {
+		if w.Native == nil || len(w.Conf.Plugins) < 2 {
+			continue
+		}
+		var err error
+		if w.rec.ByPlugins, err = t.inspectNative(ctx, t.box, w.rec, planMade(w.rec), false); err != nil {
+			return fmt.Errorf("look at interface %s: %w", w.Interface, err)
+		}
+	}
+	return nil
+}
+
 // inspectForeign compares the links of a foreign attachment with those observed
 // when it was made.
 func inspectForeign(eyes *look, a *record.Attachment) ([]string, error) {
 	var found []string
-	for _, l := range a.Links {
-		if l.Side != netstate.Pod {
+	for _, made := range a.Links {
+		if made.Side != netstate.Pod {
 			continue
 		}
-		now, err := eyes.podLinks([]netstate.IfName{l.Name})
+		lacks, err := inspectLink(eyes, a, made)
 		if err != nil {
 			return nil, err
 		}
-		switch {
-		case len(now) == 0:
-			found = append(found, fmt.Sprintf("link %s", l.Name))
-		case now[0].MAC != l.MAC && len(a.Moved) == 0:
-			found = append(found, fmt.Sprintf("link %s with address %s: it has %s", l.Name, l.MAC, now[0].MAC))
-		}
+		found = append(found, lacks...)
 	}
 	has, err := eyes.podDefaults(a.Interface)
 	if err != nil || len(a.Moved) > 0 {
@@ -123,8 +219,52 @@ func inspectForeign(eyes *look, a *record.Attachment) ([]string, error) {
 	}
 	for _, r := range a.HasDefaults {
 		if !slices.ContainsFunc(has, func(h netstate.Route) bool { return h.Dst == r.Dst && h.Via == r.Via }) {
-			found = append(found, "route "+r.String())
+			found = append(found, "ip route add "+r.String())
 		}
 	}
 	return found, nil
+}
+
+func inspectLink(eyes *look, a *record.Attachment, made record.Link) ([]string, error) {
+	links, err := eyes.podLinks([]netstate.IfName{made.Name})
+	if err != nil {
+		return nil, err
+	}
+	if len(links) == 0 {
+		return []string{fmt.Sprintf("link %s, which is gone", made.Name)}, nil
+	}
+	if len(a.Moved) > 0 {
+		return nil, nil
+	}
+	var found []string
+	set := func(differs bool, format string, value any) {
+		if differs {
+			found = append(found, fmt.Sprintf("ip link set %s "+format, made.Name, value))
+		}
+	}
+	now := links[0]
+	set(now.MAC != made.MAC, "address %s", made.MAC)
+	set(made.MTU != 0 && now.MTU != made.MTU, "mtu %d", made.MTU)
+	set(made.Up && !now.Up, "%s", "up")
+	for _, p := range made.Addrs {
+		if !slices.Contains(now.Addrs, p) {
+			found = append(found, fmt.Sprintf("ip addr add %s dev %s", p, made.Name))
+		}
+	}
+	return found, nil
+}
+
+// lasting lists the addresses of a link that stay until somebody takes them off.
+func lasting(conn *linux.Conn, link linux.Link) ([]netip.Prefix, error) {
+	addrs, err := conn.Addrs(link.Index)
+	if err != nil {
+		return nil, err
+	}
+	var out []netip.Prefix
+	for _, a := range addrs {
+		if a.Flags&unix.IFA_F_PERMANENT != 0 && !a.Prefix.Addr().IsLinkLocalUnicast() {
+			out = append(out, a.Prefix)
+		}
+	}
+	return out, nil
 }

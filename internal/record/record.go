@@ -132,6 +132,9 @@ type Attachment struct {
 	Leases []Lease `json:"leases,omitempty"`
 	// Links are what was really made.
 	Links []Link `json:"links,omitempty"`
+	// ByPlugins are the differences from the plan that plugins after ours made, as
+	// operations that would undo them.
+	ByPlugins []string `json:"byPlugins,omitempty"`
 	// Result is the CNI result, of version 1.1.0.
 	Result json.RawMessage `json:"result,omitempty"`
 	// Moved are addresses that were taken off the link for a guest to have.
@@ -155,6 +158,9 @@ type Link struct {
 	MAC   netstate.MAC    `json:"mac,omitempty"`
 	MTU   int             `json:"mtu,omitempty"` // bytes
 	Alias string          `json:"alias,omitempty"`
+	// Up and Addrs are what a foreign plugin left; the plan says it of our own.
+	Up    bool           `json:"up,omitempty"`
+	Addrs []netip.Prefix `json:"addrs,omitempty"`
 }
 
 // Find gives the attachment with that interface, or nil.

@@ -66,7 +66,8 @@ func full(id string) *Sandbox {
 			},
 			Masquerade: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")},
 			Leases:     []Lease{{Scope: "s", Addr: netip.MustParseAddr("10.0.0.5"), Owner: "o"}},
-			Links:      []Link{{Side: netstate.Pod, Name: "net1", Index: 7, MAC: "02:00:00:00:00:01", MTU: 1500, Alias: "weft:i:o"}},
+			Links:      []Link{{Side: netstate.Pod, Name: "net1", Index: 7, MAC: "02:00:00:00:00:01", MTU: 1500, Alias: "weft:i:o", Kind: netstate.KindVeth, Up: true, Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.5/24")}}},
+			ByPlugins:  []string{"ip link set net1 mtu 1400"},
 			Result:     json.RawMessage(`{"cniVersion":"1.1.0"}`), Moved: []netip.Prefix{netip.MustParsePrefix("10.0.0.5/24")},
 		}},
 	}
