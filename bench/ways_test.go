@@ -260,6 +260,7 @@ func (w *bareWay) create(i int) error {
 		return nil
 	}
 	attrs.Name, attrs.MasterIndex = w.port(i), w.bridges[i]
+	attrs.NumTxQueues, attrs.NumRxQueues = 1, 1 // the peer gets as many
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: w.inPod(i), PeerNamespace: netlink.NsFd(w.podNS.FD())}
 	if err := w.host.LinkAdd(veth); err != nil {
 		return fmt.Errorf("add veth: %w", err)

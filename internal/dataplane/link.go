@@ -63,15 +63,23 @@ func (s *session) addLink(v *view, l netstate.Link, f netstate.Fields) error {
 	if err := s.complete(v, l, f&^netstate.FieldUp); err != nil {
 		return err
 	}
-	if l.Veth == nil {
+	if l.Veth != nil {
+		other, peer, fields, err := s.peer(v, l)
+		if err != nil {
+			return err
+		}
+		other.changed(peer.Name)
+		if err := s.complete(other, peer, fields); err != nil {
+			return err
+		}
+	}
+	if !f.Has(netstate.FieldMaster) {
 		return nil
 	}
-	other, peer, fields, err := s.peer(v, l)
-	if err != nil {
-		return err
-	}
-	other.changed(peer.Name)
-	return s.complete(other, peer, fields)
+	// Read again now: once links come up, the kernel is busy with them under the
+	// lock that reading takes.
+	_, err = v.index(l.Master)
+	return err
 }
 
 // creation gives the namespace to send the creating message from and the
@@ -80,7 +88,14 @@ func (s *session) creation(v *view, l netstate.Link, f netstate.Fields) (*view, 
 	switch {
 	case l.Kind == netstate.KindVeth && l.Veth != nil:
 		info, err := s.vethInfo(v, l)
-		return v, []nl.NetlinkRequestData{info}, err
+		if err != nil {
+			return nil, nil, err
+		}
+		payload := []nl.NetlinkRequestData{info}
+		for _, a := range oneQueue() {
+			payload = append(payload, a)
+		}
+		return v, payload, nil
 	case l.Kind == netstate.KindMacvlan && l.Macvlan != nil:
 		return s.macvlanCreation(v, l, f)
 	case l.Kind == netstate.KindBridge:
@@ -119,13 +134,24 @@ func (s *session) vethInfo(v *view, l netstate.Link) (*nl.RtAttr, error) {
 	// The kernel configures the peer before the two ends know each other, and
 	// refuses to open it (ENOTCONN, veth_open): it comes up when it is marked.
 	data.AddChild(head(0, peer, f&^netstate.FieldUp))
-	for _, a := range createAttrs(peer, f) {
+	for _, a := range append(createAttrs(peer, f), oneQueue()...) {
 		data.AddChild(a)
 	}
 	if other != v {
 		data.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(other.ns.FD())))
 	}
 	return info, nil
+}
+
+// oneQueue asks for one queue each way. The kernel uses no more of a veth unless
+// someone says so by ethtool -L, but makes one for each processor the machine
+// may have (veth_get_num_queues, drivers/net/veth.c), and takes half as long
+// again for two.
+func oneQueue() []*nl.RtAttr {
+	return []*nl.RtAttr{
+		nl.NewRtAttr(unix.IFLA_NUM_TX_QUEUES, nl.Uint32Attr(1)),
+		nl.NewRtAttr(unix.IFLA_NUM_RX_QUEUES, nl.Uint32Attr(1)),
+	}
 }
 
 // macvlanCreation sends from the namespace of the parent, whose index counts
