@@ -34,7 +34,7 @@ type attachment struct {
 type attaching struct {
 	*Engine
 	box  *record.Sandbox
-	look look
+	look *look
 	// work are the new attachments in order; old those the sandbox had.
 	work []*attachment
 	old  []*record.Attachment
@@ -55,9 +55,8 @@ type attaching struct {
 //	exec ...   each plugin of each chain
 //	routes     default routes as steer decides over all attachments
 //	result     the record says that all is there
-func (e *Engine) attach(ctx context.Context, box *record.Sandbox, delegates []Delegate, owners map[netstate.IfName]ipam.Owner) error {
-	t := &attaching{Engine: e, box: box, owners: owners, old: slices.Clone(box.Attachments), look: e.look(box.NetNS)}
-	defer t.look.close()
+func (e *Engine) attach(ctx context.Context, eyes *look, box *record.Sandbox, delegates []Delegate, owners map[netstate.IfName]ipam.Owner) error {
+	t := &attaching{Engine: e, box: box, owners: owners, old: slices.Clone(box.Attachments), look: eyes}
 	var taking []ipam.Owner
 	for _, d := range delegates {
 		w := &attachment{Delegate: d, rec: t.newRecord(d), owner: t.addressOwner(&d)}
@@ -180,7 +179,11 @@ func (t *attaching) applyNative(ctx context.Context, group []*attachment) error 
 	if err := t.step("apply"); err != nil {
 		return err
 	}
-	facts, err := t.Dataplane.Replace(ctx, t.box.NetNS, last, want)
+	pod, err := t.look.namespace()
+	if err != nil {
+		return err
+	}
+	facts, err := t.Dataplane.ReplaceIn(ctx, pod, last, want)
 	if err == nil && t.masquerades {
 		err = t.syncMasquerade(ctx)
 	}

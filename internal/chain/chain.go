@@ -30,6 +30,7 @@ import (
 // Dataplane writes the kernel; *dataplane.Dataplane does.
 type Dataplane interface {
 	Replace(ctx context.Context, netns string, last, want netstate.Plan) (dataplane.Facts, error)
+	ReplaceIn(ctx context.Context, pod *linux.NS, last, want netstate.Plan) (dataplane.Facts, error)
 	Check(ctx context.Context, netns string, want netstate.Plan) ([]netstate.Op, error)
 	Delete(ctx context.Context, netns string, last netstate.Plan) error
 	Prune(ctx context.Context, keep func(owner string) bool) ([]string, error)
@@ -271,8 +272,12 @@ func (e *Engine) Add(ctx context.Context, req Request) (*record.Sandbox, error) 
 	if box != nil || err != nil {
 		return box, err
 	}
-	if namespaceGone(req.NetNS) {
+	eyes := e.look(req.NetNS)
+	defer eyes.close()
+	if _, err := eyes.namespace(); isGone(err) {
 		return nil, &hint.Error{Field: "network namespace", Value: req.NetNS, Problem: "is no network namespace", Remedy: "make it first, and pass its path"}
+	} else if err != nil {
+		return nil, err
 	}
 	delegates, err := e.resolve(ctx, req)
 	if err != nil {
@@ -282,7 +287,7 @@ func (e *Engine) Add(ctx context.Context, req Request) (*record.Sandbox, error) 
 	if len(delegates) == 0 {
 		return box, nil // nothing to remember
 	}
-	if err := e.attach(ctx, box, delegates, req.Owners); err != nil {
+	if err := e.attach(ctx, eyes, box, delegates, req.Owners); err != nil {
 		return nil, err
 	}
 	return box, nil

@@ -29,7 +29,7 @@ func (e *Engine) Check(ctx context.Context, id string) error {
 	eyes := e.look(box.NetNS)
 	defer eyes.close()
 	var errs []error
-	all, err := e.inspectAll(ctx, &eyes, box)
+	all, err := e.inspectAll(ctx, eyes, box)
 	if err != nil {
 		return err
 	}

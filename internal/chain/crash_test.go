@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/weftnet/weft/internal/dataplane"
+	"github.com/weftnet/weft/internal/linux"
 	"github.com/weftnet/weft/internal/netstate"
 	"github.com/weftnet/weft/internal/record"
 )
@@ -245,14 +246,14 @@ type flaky struct {
 	err error
 }
 
-func (f flaky) Replace(ctx context.Context, netns string, last, want netstate.Plan) (dataplane.Facts, error) {
+func (f flaky) ReplaceIn(ctx context.Context, pod *linux.NS, last, want netstate.Plan) (dataplane.Facts, error) {
 	*f.n--
 	if *f.n != 0 {
-		return f.Dataplane.Replace(ctx, netns, last, want)
+		return f.Dataplane.ReplaceIn(ctx, pod, last, want)
 	}
 	half := want
 	half.Pod.Addrs, half.Pod.Routes, half.Pod.Sysctls, half.Host.Tables = nil, nil, nil, nil
-	if _, err := f.Dataplane.Replace(ctx, netns, last, half); err != nil {
+	if _, err := f.Dataplane.ReplaceIn(ctx, pod, last, half); err != nil {
 		return dataplane.Facts{}, err
 	}
 	return dataplane.Facts{}, f.err

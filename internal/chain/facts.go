@@ -17,21 +17,19 @@ import (
 type look struct {
 	host    *linux.Conn
 	podPath string
-	pod     *linux.Conn // nil until somebody looks there
+	pod     *linux.NS // nil until somebody looks there
 }
 
-func (e *Engine) look(podPath string) look { return look{host: e.Host, podPath: podPath} }
+func (e *Engine) look(podPath string) *look { return &look{host: e.Host, podPath: podPath} }
 
 func (l *look) close() {
 	if l.pod != nil {
-		_ = l.pod.Close() // only read through
+		_ = l.pod.Close() // only gone through
 	}
 }
 
-func (l *look) conn(side netstate.Side) (*linux.Conn, error) {
-	if side == netstate.Host {
-		return l.host, nil
-	}
+// namespace is the Pod's.
+func (l *look) namespace() (*linux.NS, error) {
 	if l.pod != nil {
 		return l.pod, nil
 	}
@@ -39,12 +37,19 @@ func (l *look) conn(side netstate.Side) (*linux.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := linux.Dial(ns, unix.NETLINK_ROUTE)
-	if err := errors.Join(err, ns.Close()); err != nil {
+	l.pod = ns
+	return ns, nil
+}
+
+func (l *look) conn(side netstate.Side) (*linux.Conn, error) {
+	if side == netstate.Host {
+		return l.host, nil
+	}
+	ns, err := l.namespace()
+	if err != nil {
 		return nil, err
 	}
-	l.pod = conn
-	return conn, nil
+	return ns.Route()
 }
 
 // facts answers what a native kind needs to know. made are links of the Pod
@@ -221,11 +226,16 @@ func kernelFacts() (noIPv6, optimisticDAD bool) {
 	return noIPv6, err == nil
 }
 
+// isGone says whether an error means that there is no such namespace.
+func isGone(err error) bool {
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, linux.ErrNotNS)
+}
+
 // namespaceGone says whether the path leads to no network namespace any more.
 func namespaceGone(path string) bool {
 	ns, err := linux.OpenNS(path)
 	if err == nil {
 		_ = ns.Close() // only looked at
 	}
-	return errors.Is(err, os.ErrNotExist) || errors.Is(err, linux.ErrNotNS)
+	return isGone(err)
 }

@@ -60,7 +60,9 @@ func (e *Engine) Attach(ctx context.Context, id string, selection netattach.Sele
 	if err != nil {
 		return nil, err
 	}
-	if err := e.attach(ctx, box, delegates, nil); err != nil {
+	eyes := e.look(box.NetNS)
+	defer eyes.close()
+	if err := e.attach(ctx, eyes, box, delegates, nil); err != nil {
 		return nil, err
 	}
 	return box, nil

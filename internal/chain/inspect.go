@@ -44,7 +44,7 @@ func (e *Engine) Inspect(ctx context.Context, id string) ([]Finding, error) {
 	}
 	eyes := e.look(box.NetNS)
 	defer eyes.close()
-	return e.inspectAll(ctx, &eyes, box)
+	return e.inspectAll(ctx, eyes, box)
 }
 
 // remake is the remedy for what cannot be put right in place.

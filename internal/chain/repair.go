@@ -31,7 +31,7 @@ func (e *Engine) Repair(ctx context.Context, id string, may func(*record.Attachm
 	}
 	eyes := e.look(box.NetNS)
 	defer eyes.close()
-	all, err := e.inspectAll(ctx, &eyes, box)
+	all, err := e.inspectAll(ctx, eyes, box)
 	if err != nil {
 		return nil, err
 	}

@@ -91,6 +91,20 @@ func (d *Dataplane) Replace(ctx context.Context, netns string, last, want netsta
 		return Facts{}, err
 	}
 	defer s.close()
+	return s.replace(ctx)
+}
+
+// ReplaceIn is Replace for a Pod's namespace that is open.
+func (d *Dataplane) ReplaceIn(ctx context.Context, pod *linux.NS, last, want netstate.Plan) (Facts, error) {
+	s, err := d.openIn(pod, last, want)
+	if err != nil {
+		return Facts{}, err
+	}
+	defer s.close()
+	return s.replace(ctx)
+}
+
+func (s *session) replace(ctx context.Context) (Facts, error) {
 	facts := Facts{}
 	for range rounds {
 		have, err := s.observe()

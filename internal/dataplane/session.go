@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/weftnet/weft/internal/linux"
 	"github.com/weftnet/weft/internal/netstate"
 )
@@ -19,6 +17,8 @@ type session struct {
 	// searchHost says that the record does not name our links on the host.
 	searchHost bool
 	host, pod  *view
+	// opened is the Pod's namespace, if this session opened it.
+	opened *linux.NS
 	// oldSysctls are the values this call has overwritten.
 	oldSysctls []SysctlFact
 }
@@ -38,6 +38,24 @@ type view struct {
 
 // open prepares a session. Without a path there is no Pod side.
 func (d *Dataplane) open(netns string, last, want netstate.Plan) (*session, error) {
+	if netns == "" {
+		return d.openIn(nil, last, want)
+	}
+	ns, err := linux.OpenNS(netns)
+	if err != nil {
+		return nil, err
+	}
+	s, err := d.openIn(ns, last, want)
+	if err != nil {
+		return nil, errors.Join(err, ns.Close())
+	}
+	s.opened = ns
+	return s, nil
+}
+
+// openIn prepares a session with a Pod's namespace that stays its caller's; nil:
+// there is no Pod side.
+func (d *Dataplane) openIn(ns *linux.NS, last, want netstate.Plan) (*session, error) {
 	s := &session{
 		d: d, last: last.Normalize(), want: want.Normalize(), scope: map[string]bool{},
 		host: &view{side: netstate.Host, ns: d.hostNS, conn: d.host, links: map[netstate.IfName]linux.Link{}},
@@ -57,16 +75,12 @@ func (d *Dataplane) open(netns string, last, want netstate.Plan) (*session, erro
 	if err := s.validate(); err != nil {
 		return nil, err
 	}
-	if netns == "" {
+	if ns == nil {
 		return s, nil
 	}
-	ns, err := linux.OpenNS(netns)
+	conn, err := ns.Route()
 	if err != nil {
 		return nil, err
-	}
-	conn, err := linux.Dial(ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, errors.Join(err, ns.Close())
 	}
 	s.pod = &view{side: netstate.Pod, ns: ns, conn: conn, links: map[netstate.IfName]linux.Link{}}
 	return s, nil
@@ -99,10 +113,8 @@ func (s *session) close() {
 			p.abandon()
 		}
 	}
-	if s.pod != nil {
-		// Both were only read through; the kernel has nothing left to tell.
-		_ = s.pod.conn.Close()
-		_ = s.pod.ns.Close()
+	if s.opened != nil {
+		_ = s.opened.Close() // only gone through; the kernel has nothing left to tell
 	}
 }
 

@@ -27,6 +27,9 @@ var ErrNotNS = errors.New("not a network namespace")
 type NS struct {
 	file *os.File
 	path string
+
+	mu    sync.Mutex
+	route *Conn // nil until somebody asks for it
 }
 
 // OpenNS opens the namespace bound to path, or /proc/PID/ns/net. The error is
@@ -72,8 +75,33 @@ func (n *NS) Path() string { return n.path }
 // FD is the descriptor, valid until Close.
 func (n *NS) FD() int { return int(n.file.Fd()) }
 
+// Route is a connection to route netlink in the namespace, for all who ask,
+// valid until Close.
+func (n *NS) Route() (*Conn, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.route != nil {
+		return n.route, nil
+	}
+	conn, err := Dial(n, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, err
+	}
+	n.route = conn
+	return conn, nil
+}
+
 // Close lets go of the namespace.
-func (n *NS) Close() error { return n.file.Close() }
+func (n *NS) Close() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	err := n.file.Close()
+	if n.route != nil {
+		err = errors.Join(n.route.Close(), err)
+		n.route = nil
+	}
+	return err
+}
 
 // ID names a namespace for as long as it lives.
 type ID struct{ Dev, Ino uint64 }
