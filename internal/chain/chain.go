@@ -128,7 +128,8 @@ type Engine struct {
 	optDAD bool
 
 	// beforeStep, if set, is asked before each step and stops the engine by its
-	// error, without any cleaning up, as a crash would. Only tests set it.
+	// error, without any cleaning up, as a crash would. Only tests set it, or are
+	// built with a failpoint.
 	beforeStep func(step string) error
 }
 
@@ -136,7 +137,7 @@ type Engine struct {
 // Restore before anything else. Records that cannot be read are no reason to
 // fail here: Restore tells of them.
 func New(ctx context.Context, options Options) (*Engine, error) {
-	e := &Engine{Options: options, alloc: ipam.NewAllocator(options.Addresses), claims: newClaims(), parsed: newParsedConfigs()}
+	e := &Engine{Options: options, alloc: ipam.NewAllocator(options.Addresses), claims: newClaims(), parsed: newParsedConfigs(), beforeStep: failpoint()}
 	if e.Kinds == nil {
 		e.Kinds = kind.Lookup
 	}

@@ -152,6 +152,10 @@ func (c *Cluster) enclose() error {
 	return nil
 }
 
+// NetNS is the path of the control plane's network namespace, for programs that
+// are to live in it and nowhere else of the cluster.
+func (c *Cluster) NetNS() string { return c.netns }
+
 // first gives the id of the first process of the cluster's namespaces.
 func (c *Cluster) first() string { return filepath.Base(filepath.Dir(filepath.Dir(c.netns))) }
 

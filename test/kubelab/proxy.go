@@ -32,6 +32,7 @@ type Proxy struct {
 	mu       sync.Mutex
 	fault    func(*http.Request) Fault
 	requests []Request
+	conns    map[net.Conn]bool
 }
 
 // Fault is what becomes of a request. The zero value lets it pass.
@@ -62,13 +63,13 @@ func (c *Cluster) Proxy(t testing.TB) *Proxy {
 	if err != nil {
 		t.Fatalf("proxy: %v", err)
 	}
-	p := &Proxy{URL: "https://" + listener.Addr().String(), c: c}
+	p := &Proxy{URL: "https://" + listener.Addr().String(), c: c, conns: map[net.Conn]bool{}}
 	config, handler, err := p.handler()
 	if err != nil {
 		t.Fatalf("proxy: %v", err)
 	}
 	s := &http.Server{
-		Handler: handler, TLSConfig: config, ReadHeaderTimeout: Patience,
+		Handler: handler, TLSConfig: config, ReadHeaderTimeout: Patience, ConnState: p.follow,
 		// No HTTP/2: there a broken connection would be a broken stream only.
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 	}
@@ -194,6 +195,26 @@ func (p *Proxy) Spoil(fault func(*http.Request) Fault) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.fault = fault
+}
+
+// Cut breaks all connections there are, watches among them.
+func (p *Proxy) Cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for conn := range p.conns {
+		_ = conn.Close() // it may be gone by now
+	}
+}
+
+func (p *Proxy) follow(conn net.Conn, state http.ConnState) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch state {
+	case http.StateNew:
+		p.conns[conn] = true
+	case http.StateClosed, http.StateHijacked:
+		delete(p.conns, conn)
+	}
 }
 
 // Take gives the requests since the last Take.
