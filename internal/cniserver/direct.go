@@ -57,7 +57,7 @@ func (d Direct) open(ctx context.Context) (engine *chain.Engine, closeAll func()
 	defer cancel()
 	release, err := records.Own(owning)
 	if errors.Is(err, record.ErrOwned) {
-		err = fmt.Errorf("%w: %w", errTryAgain, err)
+		err = fmt.Errorf("%w: %w", ErrTryAgain, err)
 	}
 	if err != nil {
 		return nil, nil, err
@@ -85,7 +85,7 @@ var _ chain.Networks = noNetworks{}
 // Definition refuses: it does not know which ones there are.
 func (noNetworks) Definition(_ context.Context, namespace, name string) (*netattach.NetworkAttachmentDefinition, error) {
 	return nil, &hint.Error{
-		Field: "network", Value: namespace + "/" + name, Problem: "cannot be looked up: weft's agent is away", Err: errTryAgain,
+		Field: "network", Value: namespace + "/" + name, Problem: "cannot be looked up: weft's agent is away", Err: ErrTryAgain,
 		Remedy: "see that weftd runs on this machine",
 	}
 }

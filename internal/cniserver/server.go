@@ -67,7 +67,9 @@ const (
 	readLimit = 10 * time.Second
 )
 
-var errTryAgain = errors.New("try again later")
+// ErrTryAgain is in errors that pass by themselves: the runtime is answered with
+// code 11 (CNI specification 1.1, section 5).
+var ErrTryAgain = errors.New("try again later")
 
 // New makes a server.
 func New(cfg Config) *Server {
@@ -262,7 +264,7 @@ func (s *Server) status(conf netConf) error {
 		if _, err := os.Stat(path); err != nil {
 			return &hint.Error{
 				Field: "readinessindicatorfile", Value: path, Problem: "is not there: the primary network is not ready",
-				Remedy: "see why the primary network plugin has not started on this node", Err: errTryAgain,
+				Remedy: "see why the primary network plugin has not started on this node", Err: ErrTryAgain,
 			}
 		}
 	}

@@ -8,39 +8,35 @@ import (
 
 	"github.com/weftnet/weft/api/netattach"
 	"github.com/weftnet/weft/internal/chain"
-	"github.com/weftnet/weft/internal/networks"
+	"github.com/weftnet/weft/internal/cniserver"
+	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/record"
 	"github.com/weftnet/weft/internal/store"
 )
 
 // The cache is a moment behind: a Pod the runtime knows may not have come yet.
-const (
-	podPatience = 200 * time.Millisecond
-	podPause    = 10 * time.Millisecond
-)
+const podPatience = 200 * time.Millisecond
 
 // Annotations of a Pod, from memory, after a while from the API server.
 func (a *agent) Annotations(ctx context.Context, namespace, name, uid string) (map[string]string, error) {
 	key := store.Key{Namespace: namespace, Name: name}
-	deadline := time.Now().Add(podPatience)
-	waiting, cancel := context.WithDeadline(ctx, deadline)
+	waiting, cancel := context.WithTimeout(ctx, podPatience)
 	defer cancel()
-	for time.Now().Before(deadline) {
-		pod, err := a.cache.Get(waiting, podKind, key)
-		if err == nil && isPod(pod, uid) {
-			return pod.GetAnnotations(), nil
-		}
-		select {
-		case <-waiting.Done():
-		case <-time.After(podPause):
-		}
+	pod, err := a.cache.Await(waiting, podKind, key, func(pod *store.Object) bool { return isPod(pod, uid) })
+	if err == nil {
+		return pod.GetAnnotations(), nil
 	}
-	pod, err := a.api.Get(ctx, podKind, key)
+	asking, cancel := context.WithTimeout(ctx, apiPatience)
+	defer cancel()
+	pod, err = a.api.Get(asking, podKind, key)
 	if err != nil {
-		return nil, fmt.Errorf("get Pod %s: %w", key, err)
+		return nil, unanswered(fmt.Errorf("get Pod %s: %w", key, err))
 	}
 	if !isPod(pod, uid) {
-		return nil, fmt.Errorf("get Pod %s: it has UID %s, and the runtime asks for %s", key, pod.GetUID(), uid)
+		return nil, &hint.Error{
+			Field: "Pod " + key.String(), Value: uid, Problem: fmt.Sprintf("has been replaced by one with UID %s", pod.GetUID()),
+			Remedy: "nothing: the runtime ends the old one's sandbox", Err: cniserver.ErrTryAgain,
+		}
 	}
 	return pod.GetAnnotations(), nil
 }
@@ -117,8 +113,10 @@ func (a *agent) writeStatus(ctx context.Context, pod *store.Object, box *record.
 		return nil
 	}
 	changes := map[string]any{"metadata": map[string]any{"annotations": map[string]any{netattach.StatusAnnotation: text}}}
+	ctx, cancel := context.WithTimeout(ctx, writePatience)
+	defer cancel()
 	_, err = a.api.Patch(ctx, podKind, store.KeyOf(pod), changes, store.Precondition{UID: pod.GetUID()})
-	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrConflict) {
+	if errors.Is(err, store.ErrNotFound) {
 		return nil // that Pod is gone
 	}
 	if err != nil {
@@ -126,23 +124,4 @@ func (a *agent) writeStatus(ctx context.Context, pod *store.Object, box *record.
 	}
 	a.tellAttached(ctx, pod, box)
 	return nil
-}
-
-// definitions looks networks up in memory, and what is not there at the API
-// server: a network may have been made a moment before the Pod.
-type definitions struct{ cached, live networks.Definitions }
-
-var _ chain.Networks = definitions{}
-
-// Definition gives one, or nil if there is none.
-func (d definitions) Definition(ctx context.Context, namespace, name string) (*netattach.NetworkAttachmentDefinition, error) {
-	if nad, err := d.cached.Definition(ctx, namespace, name); err == nil && nad != nil {
-		return nad, nil
-	}
-	return d.live.Definition(ctx, namespace, name)
-}
-
-// Namespaces lists where definitions of that name are.
-func (d definitions) Namespaces(ctx context.Context, name string) ([]string, error) {
-	return d.cached.Namespaces(ctx, name)
 }

@@ -1,0 +1,205 @@
+package nodeagent
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/weftnet/weft/api/netattach"
+	"github.com/weftnet/weft/internal/store"
+	"github.com/weftnet/weft/test/kubelab"
+)
+
+// apiFaults are what may be wrong with the API server. Those of input, disk and
+// plugins are in cniserver's table.
+var apiFaults = []struct {
+	name  string
+	fault kubelab.Fault
+	// An ADD that needs an answer ends with code and words; 0: it waits and succeeds.
+	code  uint
+	words []string
+}{
+	{"slow by 2 s", kubelab.Fault{Delay: 2 * time.Second}, 0, nil},
+	{"away", kubelab.Fault{Away: true}, types.ErrTryAgainLater, []string{"API server", "did not answer", "can be reached from this node"}},
+	{"409", kubelab.Fault{Status: http.StatusConflict}, types.ErrTryAgainLater, []string{"API server", "tries again"}},
+	{"403", kubelab.Fault{Status: http.StatusForbidden}, types.ErrInvalidNetworkConfig, []string{"forbids", "grant it"}},
+	{"500", kubelab.Fault{Status: http.StatusInternalServerError}, types.ErrTryAgainLater, []string{"API server", "did not answer", "tries again"}},
+}
+
+// everything has the fault from now on, watches that are there included.
+func (l *lab) everything(fault kubelab.Fault) {
+	l.proxy.Spoil(func(*http.Request) kubelab.Fault { return fault })
+	l.proxy.Cut()
+}
+
+func (l *lab) nothing() { l.proxy.Spoil(nil) }
+
+// TestAPIFaultsAtADD: nothing is known of the Pod, and the API server is asked.
+func TestAPIFaultsAtADD(t *testing.T) {
+	l := newLab(t)
+	l.start()
+	l.define()
+	for _, tt := range apiFaults {
+		t.Run(tt.name, func(t *testing.T) {
+			l.t = t
+			defer l.nothing()
+			l.everything(tt.fault)
+			p := l.pod("blue")
+			p.sandbox(false)
+			err := p.add()
+			if tt.code == 0 && err != nil {
+				t.Errorf("ADD: %v", err)
+			}
+			if tt.code != 0 {
+				code(t, err, tt.code, tt.words...)
+				if err := l.leftovers(); err != nil {
+					t.Error(err)
+				}
+				l.nothing()
+				if err := p.add(); err != nil {
+					t.Fatalf("ADD when the API server is well again: %v", err)
+				}
+			}
+			p.agrees("eth0", "net1")
+			p.end()
+			l.nothingLeft()
+		})
+	}
+}
+
+// TestAPIFaultsWhileRunning: a Pod whose annotations the runtime passes and whose
+// networks are known starts and ends whatever the API server does; what is to be
+// written is written later.
+func TestAPIFaultsWhileRunning(t *testing.T) {
+	l := newLab(t)
+	l.start()
+	l.define()
+	first := l.pod("blue") // has the agent know the network
+	first.sandbox(true)
+	if err := first.add(); err != nil {
+		t.Fatal(err)
+	}
+	first.agrees("eth0", "net1")
+	first.end()
+	l.nothingLeft()
+	for _, tt := range apiFaults {
+		t.Run(tt.name, func(t *testing.T) {
+			l.t = t
+			defer l.nothing()
+			p, gone := l.pod("blue"), l.pod("blue")
+			for _, one := range []*pod{p, gone} {
+				one.sandbox(true)
+			}
+			l.everything(tt.fault)
+			for _, one := range []*pod{p, gone} {
+				if err := one.add(); err != nil {
+					t.Fatalf("ADD: %v", err)
+				}
+			}
+			gone.end()
+			if err := p.runtime.CheckNetworkList(t.Context(), p.list(""), p.now); err != nil {
+				t.Errorf("CHECK: %v", err)
+			}
+			l.nothing()
+			p.agrees("eth0", "net1")
+			p.hotplug()
+			p.end()
+			l.nothingLeft()
+		})
+	}
+}
+
+// hotplug proves that the agent follows Pods and networks.
+func (p *pod) hotplug() {
+	p.t.Helper()
+	p.nad("later-"+p.key.Name, `{"cniVersion":"1.0.0","type":"bridge","bridge":"later0","ipam":{"type":"host-local","subnet":"10.64.0.0/24"}}`)
+	changes := map[string]any{"metadata": map[string]any{"annotations": map[string]any{netattach.NetworksAnnotation: "blue,later-" + p.key.Name}}}
+	if _, err := p.api.Patch(p.t.Context(), podKind, p.key, changes, store.Precondition{}); err != nil {
+		p.t.Fatal(err)
+	}
+	p.eventually("a new network", func() error {
+		tells, err := p.status()
+		if err == nil && tells["net2"] == "" {
+			err = store.ErrNotFound
+		}
+		return err
+	})
+	p.agrees("eth0", "net1", "net2")
+}
+
+// TestAPIFaultsAtStatus: only what writes network-status fails.
+func TestAPIFaultsAtStatus(t *testing.T) {
+	l := newLab(t)
+	l.start()
+	l.define()
+	for _, tt := range apiFaults {
+		t.Run(tt.name, func(t *testing.T) {
+			l.t = t
+			defer l.nothing()
+			l.proxy.Take()
+			l.proxy.Spoil(func(r *http.Request) kubelab.Fault {
+				if r.Method == http.MethodPatch {
+					return tt.fault
+				}
+				return kubelab.Fault{}
+			})
+			p := l.pod("blue")
+			p.sandbox(true)
+			if err := p.add(); err != nil {
+				t.Fatalf("ADD: %v", err)
+			}
+			l.eventually("a PATCH", func() error {
+				for _, r := range l.proxy.Take() {
+					if r.Method == http.MethodPatch && strings.HasSuffix(r.Path, p.key.Name) {
+						return nil
+					}
+				}
+				return store.ErrNotFound
+			})
+			l.nothing()
+			p.agrees("eth0", "net1")
+			p.end()
+			l.nothingLeft()
+		})
+	}
+}
+
+// TestStartsWithoutAPI: an agent that starts while the API server is away answers
+// for Pods that need nothing of it, and follows it when it is there.
+func TestStartsWithoutAPI(t *testing.T) {
+	l := newLab(t)
+	l.start()
+	l.define()
+	p := l.pod("blue")
+	p.sandbox(true)
+	if err := p.add(); err != nil {
+		t.Fatal(err)
+	}
+	l.kill()
+	l.everything(kubelab.Fault{Away: true})
+	defer l.nothing()
+	l.start()
+	if err := p.runtime.CheckNetworkList(t.Context(), p.list(""), p.now); err != nil {
+		t.Errorf("CHECK: %v", err)
+	}
+	plain, asks := l.pod(""), l.pod("blue")
+	plain.sandbox(true)
+	asks.sandbox(true)
+	if err := plain.add(); err != nil {
+		t.Errorf("ADD of a Pod without networks: %v", err)
+	}
+	code(t, asks.add(), types.ErrTryAgainLater, "did not answer", "can be reached from this node")
+	l.nothing()
+	if err := asks.add(); err != nil {
+		t.Errorf("ADD when the API server is back: %v", err)
+	}
+	p.agrees("eth0", "net1")
+	p.hotplug()
+	for _, one := range []*pod{p, plain, asks} {
+		one.end()
+	}
+	l.nothingLeft()
+}
