@@ -18,24 +18,24 @@ const (
 
 // Table is one table, ours from its first rule to its last.
 type Table struct {
-	Family Family
-	Name   string
+	Family Family `json:",omitzero"`
+	Name   string `json:",omitzero"`
 	// Alias is our mark, the same text links carry (netstate.Alias). It stands in
 	// the table's comment, so that a table is known by its owner.
-	Alias  string
-	Chains []Chain
+	Alias  string  `json:",omitzero"`
+	Chains []Chain `json:",omitempty"`
 }
 
 // Chain is a base chain if Hook is set, else a plain one.
 type Chain struct {
-	Name string
+	Name string `json:",omitzero"`
 	// Type is filter, nat or route; Hook prerouting, input, forward, output or
 	// postrouting; Priority the number nft prints (-100 is dstnat).
-	Type, Hook string
-	Priority   int
+	Type, Hook string `json:",omitzero"`
+	Priority   int    `json:",omitzero"`
 	// Policy is accept (default) or drop; base chains only.
-	Policy string
-	Rules  []Rule
+	Policy string `json:",omitzero"`
+	Rules  []Rule `json:",omitempty"`
 }
 
 // Rule is one rule in nft's own syntax without the chain, such as
