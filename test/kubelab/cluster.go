@@ -153,7 +153,8 @@ func (c *Cluster) enclose() error {
 }
 
 // NetNS is the path of the control plane's network namespace, for programs that
-// are to live in it and nowhere else of the cluster.
+// are to live in it and nowhere else of the cluster; in it, Nodes are behind the
+// bridge br0.
 func (c *Cluster) NetNS() string { return c.netns }
 
 // first gives the id of the first process of the cluster's namespaces.
@@ -214,10 +215,6 @@ func (c *Cluster) Dial(ctx context.Context, network, address string) (net.Conn, 
 	})
 	return conn, err
 }
-
-// NetNS is the path of the cluster's network namespace; in it, Nodes are behind
-// the bridge br0.
-func (c *Cluster) NetNS() string { return c.netns }
 
 // Kubeconfig is the file of a client that may do everything, for programs run
 // by Command.
