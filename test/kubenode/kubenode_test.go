@@ -210,17 +210,23 @@ func (w *world) rollout(names ...string) {
 
 // element is one entry of network-status.
 type element struct {
-	Name      string   `json:"name"`
-	Interface string   `json:"interface"`
-	IPs       []string `json:"ips"`
-	Default   bool     `json:"default"`
+	Name       string   `json:"name"`
+	Interface  string   `json:"interface"`
+	IPs        []string `json:"ips"`
+	Default    bool     `json:"default"`
+	DeviceInfo struct {
+		Type string `json:"type"`
+		VDPA struct {
+			Path string `json:"path"`
+		} `json:"vdpa"`
+	} `json:"device-info"`
 }
 
-func (w *world) status(pod string) map[string]element {
+func (w *world) status(pod ...string) map[string]element {
 	w.t.Helper()
 	byInterface := map[string]element{}
-	w.eventually("network-status of "+pod, func() error {
-		out := w.kubectl("get", pod, "-o", `jsonpath={.metadata.annotations.k8s\.v1\.cni\.cncf\.io/network-status}`)
+	w.eventually(fmt.Sprintf("network-status of %v", pod), func() error {
+		out := w.kubectl(append([]string{"get", "-o", `jsonpath={.metadata.annotations.k8s\.v1\.cni\.cncf\.io/network-status}`}, pod...)...)
 		var list []element
 		if err := json.Unmarshal([]byte(out), &list); err != nil {
 			return fmt.Errorf("%q: %w", out, err)
