@@ -130,6 +130,9 @@ func (s *Selection) readKey(field string, f member) error {
 		}
 		return known.read(s, join(field, f.key), f.value)
 	}
+	if strings.Contains(f.key, ".") {
+		return nil // of somebody else: the standard reserves the others (section 4.1.2.1)
+	}
 	return &hint.Error{Field: join(field, shown(f.key)), Value: shownJSON(f.value), Problem: "is no key of a network selection", Remedy: "known keys are " + knownKeys()}
 }
 
@@ -184,8 +187,9 @@ func readMAC(s *Selection, field string, raw json.RawMessage) error {
 	}
 	hw, err := net.ParseMAC(written)
 	switch {
+	case err == nil && len(hw) == 20: // IP over InfiniBand, RFC 4391 section 9.1.1
 	case err != nil || len(hw) != 6:
-		return &hint.Error{Field: field, Value: shown(written), Problem: "is no 48-bit MAC address", Remedy: "write six bytes like 02:00:00:12:34:56"}
+		return &hint.Error{Field: field, Value: shown(written), Problem: "is no 48-bit MAC address", Remedy: "write six bytes like 02:00:00:12:34:56, or the twenty of an InfiniBand link"}
 	case hw[0]&1 != 0:
 		return &hint.Error{Field: field, Value: written, Problem: "is a multicast address, which no link can have", Remedy: "clear the lowest bit of the first byte, as in 02:..."}
 	case hw.String() == "00:00:00:00:00:00":

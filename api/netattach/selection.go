@@ -17,7 +17,8 @@ type Selection struct {
 	Name, Namespace string
 	// IPs the attachment shall have, in order.
 	IPs []IPRequest
-	// MAC it shall have: 48 bits, unicast, canonical text. Empty: not asked.
+	// MAC it shall have: 48 bits, unicast, or 160 bits of an InfiniBand link;
+	// canonical text. Empty: not asked.
 	MAC string
 	// InfinibandGUID: 64 bits, canonical text. Empty: not asked.
 	InfinibandGUID string

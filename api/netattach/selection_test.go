@@ -31,6 +31,8 @@ func TestParseNetworks(t *testing.T) {
 		{"null fields are absent", `[{"name":"a","cni-args":null,"ips":null,"namespace":null}]`, []Selection{{Name: "a", Namespace: "demo"}}},
 		{"alias of interface", `[{"name":"a","interfaceRequest":"x1"}]`, []Selection{{Name: "a", Namespace: "demo", Interface: "x1"}}},
 		{"empty default-route is not absent", `[{"name":"a","default-route":[]}]`, []Selection{{Name: "a", Namespace: "demo", DefaultRoute: []netip.Addr{}}}},
+		{"keys of others", `[{"name":"a","org.example.color":{"red":true}}]`, []Selection{{Name: "a", Namespace: "demo"}}},
+		{"InfiniBand", `[{"name":"a","mac":"80:00:11:22:33:44:55:66:77:88:99:AA:bb:cc:dd:ee:ff:00:11:22"}]`, []Selection{{Name: "a", Namespace: "demo", MAC: "80:00:11:22:33:44:55:66:77:88:99:aa:bb:cc:dd:ee:ff:00:11:22"}}},
 		{"claim", `[{"name":"a","ipam-claim-reference":"vm.a"}]`, []Selection{{Name: "a", Namespace: "demo", IPAMClaimReference: "vm.a"}}},
 		{
 			"every field", `[{"name":"a","namespace":"other","ips":["10.1.2.3/24","fd00::5"],"mac":"02:AA:00:00:00:01",
