@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/weftnet/weft/api/netattach"
+	"github.com/weftnet/weft/internal/linux"
 )
 
 // Dir is where device plugins and CNI plugins describe devices to each other
@@ -99,20 +100,8 @@ func (f Files) dir() string {
 	return f.Dir
 }
 
-// here gives a file of the node as this process sees it. /var/run is a link to
-// /run nearly everywhere, and would lead to the /run of this process's root.
-func (f Files) here(file string) string {
-	if f.Root == "" {
-		return file
-	}
-	const run = "/var/run"
-	if rest, below := strings.CutPrefix(file, run+"/"); below {
-		if target, err := os.Readlink(filepath.Join(f.Root, run)); err == nil && filepath.IsAbs(target) {
-			return filepath.Join(f.Root, target, rest)
-		}
-	}
-	return filepath.Join(f.Root, file)
-}
+// here gives a file of the node as this process sees it.
+func (f Files) here(file string) string { return linux.Under(f.Root, file) }
 
 // plain makes a name one of a file in its directory.
 func plain(name string) string { return strings.ReplaceAll(name, "/", "-") }

@@ -8,17 +8,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/linux"
 )
 
-// Socket of the kubelet's pod-resources API, below the directory it keeps its
-// files in (k8s.io/kubernetes/pkg/kubelet, getPodResourcesDir).
-const Socket = "pod-resources/kubelet.sock"
+// socketName is where the kubelet's pod-resources API is, below the directory it
+// keeps its files in (k8s.io/kubernetes/pkg/kubelet, getPodResourcesDir).
+const socketName = "pod-resources/kubelet.sock"
 
 // ErrAway says that the kubelet does not answer.
 var ErrAway = errors.New("the kubelet is away")
@@ -33,10 +35,13 @@ const (
 
 // Kubelet is that of this node. A question is a connection of its own: they are
 // few, and a kubelet that was restarted is found again at once.
-type Kubelet struct{ socket string }
+type Kubelet struct{ root, socket string }
 
-// NewKubelet makes one from the path of the socket of its pod-resources API.
-func NewKubelet(socket string) *Kubelet { return &Kubelet{socket} }
+// NewKubelet makes one from where the node's files are, empty for /, and the
+// kubelet's directory there.
+func NewKubelet(root, dir string) *Kubelet {
+	return &Kubelet{root, filepath.Join(dir, socketName)}
+}
 
 // Allocated gives the ids of the devices a Pod holds, by resource: those of its
 // first container first, and by name among those of one container, since the
@@ -88,7 +93,7 @@ func (k *Kubelet) ask(ctx context.Context, method string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
-		answer, err := call(ctx, k.socket, method)
+		answer, err := call(ctx, linux.Under(k.root, k.socket), method)
 		if errors.Is(err, errTooOften) {
 			select {
 			case <-ctx.Done():

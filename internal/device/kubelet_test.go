@@ -50,7 +50,7 @@ func (l *lister) GetAllocatableResources(context.Context, *podresources.Allocata
 func serve(t *testing.T, l *lister) *Kubelet {
 	t.Helper()
 	dir := t.TempDir()
-	socket := filepath.Join(dir, Socket)
+	socket := filepath.Join(dir, socketName)
 	if err := os.Mkdir(filepath.Dir(socket), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +68,7 @@ func serve(t *testing.T, l *lister) *Kubelet {
 			t.Error(err)
 		}
 	})
-	return NewKubelet(socket)
+	return NewKubelet("", dir)
 }
 
 func part(resource string, ids ...string) *podresources.ContainerDevices {
@@ -149,8 +149,11 @@ func TestAway(t *testing.T) {
 	refusing.refusals.Store(1 << 30)
 	busy := &lister{code: codes.ResourceExhausted}
 	busy.refusals.Store(1 << 30)
-	silent := filepath.Join(t.TempDir(), "silent.sock")
-	listener, err := net.Listen("unix", silent) // takes connections and says nothing
+	silent := t.TempDir()
+	if err := os.Mkdir(filepath.Join(silent, filepath.Dir(socketName)), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("unix", filepath.Join(silent, socketName)) // takes connections and says nothing
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,10 +163,10 @@ func TestAway(t *testing.T) {
 		k    *Kubelet
 		want string
 	}{
-		{"no socket", NewKubelet(filepath.Join(t.TempDir(), "none.sock")), "no such file"},
+		{"no socket", NewKubelet("", t.TempDir()), "no such file"},
 		{"refuses", serve(t, refusing), "gRPC status 12: rejected: 100 % of it"},
 		{"asked too often all the time", serve(t, busy), "asked too often"},
-		{"hangs", NewKubelet(silent), "deadline exceeded"},
+		{"hangs", NewKubelet("", silent), "deadline exceeded"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
