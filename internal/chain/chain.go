@@ -244,6 +244,9 @@ type Request struct {
 	IfName netstate.IfName
 	// Default, if set, goes before the engine's default network.
 	Default *DefaultNetwork
+	// ConfDir is where the configs of networks are whose definition has none, and of
+	// those the caller names without one; empty: nowhere.
+	ConfDir string
 	// Everywhere are networks the sandbox gets after its default network, whatever
 	// its annotation says.
 	Everywhere []DefaultNetwork
@@ -284,7 +287,7 @@ func (e *Engine) Add(ctx context.Context, req Request) (*record.Sandbox, error) 
 	if err != nil {
 		return nil, err
 	}
-	box = &record.Sandbox{ID: req.ID, NetNS: req.NetNS, Pod: req.Pod, BootID: e.BootID, Durable: req.Durable, Isolation: req.Isolation}
+	box = &record.Sandbox{ID: req.ID, NetNS: req.NetNS, Pod: req.Pod, BootID: e.BootID, Durable: req.Durable, Isolation: req.Isolation, ConfDir: req.ConfDir}
 	if len(delegates) == 0 {
 		return box, nil // nothing to remember
 	}

@@ -148,18 +148,6 @@ func (r runner) start(ctx context.Context, path string, c call, stdout, stderr *
 	}
 }
 
-// dirs gives the directories of the plugins as this process sees them.
-func (r runner) dirs() []string {
-	if r.root == "" {
-		return r.binDirs
-	}
-	dirs := make([]string, len(r.binDirs))
-	for i, dir := range r.binDirs {
-		dirs[i] = filepath.Join(r.root, dir)
-	}
-	return dirs
-}
-
 // spawn starts cmd in the host's namespace.
 func (r runner) spawn(cmd *exec.Cmd) error {
 	if r.hostNS == "" {
@@ -168,15 +156,17 @@ func (r runner) spawn(cmd *exec.Cmd) error {
 	return linux.InNS(r.hostNS, cmd.Start)
 }
 
+// find gives the path of a plugin below root.
 func (r runner) find(c call) (string, error) {
-	dirs := r.dirs()
-	path, err := invoke.FindInPath(c.plugin, dirs)
-	if err == nil {
-		return strings.TrimPrefix(path, r.root), nil
+	for _, dir := range r.binDirs {
+		path := filepath.Join(dir, c.plugin)
+		if info, err := os.Stat(linux.Under(r.root, path)); err == nil && info.Mode().IsRegular() {
+			return path, nil
+		}
 	}
 	var there []string
-	for _, dir := range dirs {
-		entries, err := os.ReadDir(dir)
+	for _, dir := range r.binDirs {
+		entries, err := os.ReadDir(linux.Under(r.root, dir))
 		if err != nil {
 			continue // a directory that is missing holds no plugin
 		}

@@ -50,7 +50,7 @@ func (e *Engine) Attach(ctx context.Context, id string, selection netattach.Sele
 		Sandbox: id, Pod: box.Pod, Selections: []netattach.Selection{selection}, First: freeNumber(box),
 		Present: box.Attachments, Kinds: e.Kinds, DeviceFiles: e.deviceFiles, parsed: e.parsed,
 	}
-	if err := e.lookUp(ctx, &q); err != nil {
+	if err := e.lookUp(ctx, &q, box.ConfDir); err != nil {
 		return nil, err
 	}
 	if err := e.lookUpDevices(ctx, &q); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/weftnet/weft/api/netattach"
 	"github.com/weftnet/weft/internal/hint"
@@ -42,7 +43,7 @@ func (e *Engine) resolve(ctx context.Context, req Request) ([]Delegate, error) {
 	if err := e.defaultNetwork(ctx, req, chosen, &q); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(e.everywhere(ctx, req, &q), e.lookUp(ctx, &q)); err != nil {
+	if err := errors.Join(e.everywhere(ctx, req, &q), e.lookUp(ctx, &q, req.ConfDir)); err != nil {
 		return nil, err
 	}
 	if err := e.lookUpDevices(ctx, &q); err != nil {
@@ -73,32 +74,49 @@ func (e *Engine) defaultNetwork(ctx context.Context, req Request, chosen *netatt
 		}
 		selection = &netattach.Selection{Namespace: network.Namespace, Name: network.Name, Field: "default network"}
 	}
-	nad, conf, err := e.definition(ctx, selection)
+	found, err := e.definition(ctx, selection, req.ConfDir, chosen == nil)
 	if err != nil {
 		return err
 	}
-	q.Default, q.DefaultName, q.DefaultResource, q.DefaultSelection = conf, nad.FullName(), nad.ResourceName(), chosen
+	q.Default, q.DefaultName, q.DefaultResource, q.DefaultSelection = found.Conf, found.Name, found.Resource, chosen
 	return nil
 }
 
-// definition looks one network up and reads its config.
-func (e *Engine) definition(ctx context.Context, s *netattach.Selection) (*netattach.NetworkAttachmentDefinition, *netattach.NetConf, error) {
-	nad, err := e.Networks.Definition(ctx, s.Namespace, s.Name)
+// definition looks one network up and reads its config. One that the node's own
+// configuration names may be a file of that name instead.
+func (e *Engine) definition(ctx context.Context, s *netattach.Selection, confDir string, orFile bool) (Everywhere, error) {
+	nad, err := e.defined(ctx, s.Namespace, s.Name, confDir)
 	if err != nil {
-		return nil, nil, fmt.Errorf("look up %s %s: %w", s.Field, s.FullName(), err)
+		return Everywhere{}, fmt.Errorf("look up %s %s: %w", s.Field, s.FullName(), err)
+	}
+	if nad == nil && orFile {
+		if text, err := e.configFile(confDir, s.Name); err == nil {
+			conf, err := e.parsed.config(text, s.Name)
+			return Everywhere{Name: s.Name, Conf: conf}, ofNetwork(s.Name, err)
+		}
 	}
 	if nad == nil {
 		elsewhere, err := e.Networks.Namespaces(ctx, s.Name)
 		if err != nil {
-			return nil, nil, fmt.Errorf("look up %s %s: %w", s.Field, s.FullName(), err)
+			return Everywhere{}, fmt.Errorf("look up %s %s: %w", s.Field, s.FullName(), err)
 		}
-		return nil, nil, unknown(s, elsewhere)
+		return Everywhere{}, unknown(s, elsewhere)
 	}
 	conf, err := e.parsed.config(nad.Config, nad.Name)
-	if err != nil {
-		return nil, nil, ofNetwork(nad.FullName(), err)
+	return Everywhere{Name: nad.FullName(), Conf: conf, Resource: nad.ResourceName()}, ofNetwork(nad.FullName(), err)
+}
+
+// defined gives a definition with its config; nil if there is none.
+func (e *Engine) defined(ctx context.Context, namespace, name, confDir string) (*netattach.NetworkAttachmentDefinition, error) {
+	nad, err := e.Networks.Definition(ctx, namespace, name)
+	if err != nil || nad == nil || confDir == "" || strings.TrimSpace(nad.Config) != "" {
+		return nad, err
 	}
-	return nad, conf, nil
+	whole := *nad
+	if whole.Config, err = e.configFile(confDir, name); err != nil {
+		return nil, ofNetwork(nad.FullName(), err)
+	}
+	return &whole, nil
 }
 
 // everywhere finds the configs of the networks every sandbox gets.
@@ -113,11 +131,11 @@ func (e *Engine) everywhere(ctx context.Context, req Request, q *Question) error
 			q.Everywhere = append(q.Everywhere, Everywhere{Name: conf.Name, Conf: conf})
 			continue
 		}
-		nad, conf, err := e.definition(ctx, &netattach.Selection{Namespace: network.Namespace, Name: network.Name, Field: field})
+		found, err := e.definition(ctx, &netattach.Selection{Namespace: network.Namespace, Name: network.Name, Field: field}, req.ConfDir, true)
 		if err != nil {
 			return err
 		}
-		q.Everywhere = append(q.Everywhere, Everywhere{Name: nad.FullName(), Conf: conf, Resource: nad.ResourceName()})
+		q.Everywhere = append(q.Everywhere, found)
 	}
 	return nil
 }
@@ -141,7 +159,7 @@ func isolated(isolation *record.Isolation, namespace string, all []netattach.Sel
 }
 
 // lookUp fills in the definitions of all selections.
-func (e *Engine) lookUp(ctx context.Context, q *Question) error {
+func (e *Engine) lookUp(ctx context.Context, q *Question, confDir string) error {
 	q.Definitions = map[string]*netattach.NetworkAttachmentDefinition{}
 	q.Elsewhere = map[string][]string{}
 	for i := range q.Selections {
@@ -149,7 +167,7 @@ func (e *Engine) lookUp(ctx context.Context, q *Question) error {
 		if _, known := q.Definitions[s.FullName()]; known {
 			continue
 		}
-		nad, err := e.Networks.Definition(ctx, s.Namespace, s.Name)
+		nad, err := e.defined(ctx, s.Namespace, s.Name, confDir)
 		if err != nil {
 			return fmt.Errorf("look up network %s: %w", s.FullName(), err)
 		}

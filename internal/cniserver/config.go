@@ -4,8 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -38,6 +36,9 @@ type netConf struct {
 	// GlobalNamespaces only.
 	NamespaceIsolation bool   `json:"namespaceIsolation"`
 	GlobalNamespaces   string `json:"globalNamespaces"`
+	// ConfDir has the configs of networks whose NetworkAttachmentDefinition has none,
+	// and of those that are named without one.
+	ConfDir string `json:"confDir"`
 	// ReadinessIndicatorFile must be there before Pods are attached.
 	ReadinessIndicatorFile string `json:"readinessindicatorfile"`
 	// PluginTimeout bounds each call of another plugin, as Go writes durations.
@@ -91,10 +92,10 @@ func (c netConf) patience(engine *chain.Engine) (*chain.Engine, error) {
 }
 
 // defaultNetwork gives the default network a Pod gets; nil: the agent's own.
-func (c netConf) defaultNetwork() (*chain.DefaultNetwork, error) {
+func (c netConf) defaultNetwork(f files) (*chain.DefaultNetwork, error) {
 	switch {
 	case strings.Contains(c.ClusterNetwork, "/"):
-		config, err := readCNIFile(c.ClusterNetwork)
+		config, err := f.config(c.ClusterNetwork)
 		if err != nil {
 			return nil, hint.At("clusterNetwork", err)
 		}
@@ -108,7 +109,7 @@ func (c netConf) defaultNetwork() (*chain.DefaultNetwork, error) {
 }
 
 // everywhere gives the further networks of every Pod.
-func (c netConf) everywhere(namespace string) ([]chain.DefaultNetwork, error) {
+func (c netConf) everywhere(f files, namespace string) ([]chain.DefaultNetwork, error) {
 	var list []chain.DefaultNetwork
 	if c.ClusterNetwork == "" {
 		for i, config := range c.Delegates {
@@ -126,7 +127,7 @@ func (c netConf) everywhere(namespace string) ([]chain.DefaultNetwork, error) {
 			list = append(list, chain.DefaultNetwork{Namespace: c.namespace(), Name: name})
 			continue
 		}
-		config, err := readCNIFile(name)
+		config, err := f.config(name)
 		if err != nil {
 			return nil, hint.At(fmt.Sprintf("defaultNetworks[%d]", i), err)
 		}
@@ -165,6 +166,14 @@ func (c netConf) namespace() string {
 	return c.MultusNamespace
 }
 
+// confDir is where the configs of networks are that the API knows by name at most.
+func (c netConf) confDir() string {
+	if c.ConfDir == "" {
+		return "/etc/cni/multus/net.d"
+	}
+	return c.ConfDir
+}
+
 // annotations of the Pod as the runtime passed them; ok is false if it did not.
 func (c netConf) annotations() (annotations map[string]string, ok bool) {
 	raw, ok := c.RuntimeConfig[annotationsKey]
@@ -172,38 +181,6 @@ func (c netConf) annotations() (annotations map[string]string, ok bool) {
 		return nil, false
 	}
 	return annotations, true
-}
-
-// readCNIFile reads a CNI config; of a directory the first one by name.
-func readCNIFile(path string) ([]byte, error) {
-	info, err := os.Stat(path)
-	if err == nil && info.IsDir() {
-		path, err = firstConfig(path)
-	}
-	if err == nil {
-		var text []byte
-		if text, err = os.ReadFile(path); err == nil {
-			return text, nil
-		}
-	}
-	if h, ok := errors.AsType[*hint.Error](err); ok {
-		return nil, h
-	}
-	return nil, &hint.Error{Value: path, Problem: "cannot be read", Err: err, Remedy: "install the primary network plugin, or name another file"}
-}
-
-func firstConfig(dir string) (string, error) {
-	entries, err := os.ReadDir(dir) // sorted by name
-	if err != nil {
-		return "", err
-	}
-	for _, entry := range entries {
-		switch filepath.Ext(entry.Name()) {
-		case ".conf", ".conflist", ".json":
-			return filepath.Join(dir, entry.Name()), nil
-		}
-	}
-	return "", &hint.Error{Value: dir, Problem: "has no file *.conf, *.conflist or *.json", Remedy: "install the primary network plugin there"}
 }
 
 // podArgs are CNI_ARGS taken apart (CNI conventions document, "CNI_ARGS").

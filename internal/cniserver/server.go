@@ -38,6 +38,8 @@ type Config struct {
 	Socket, Queue string
 	Engine        *chain.Engine
 	Pods          Pods
+	// HostRoot is where the node's files are, if this is a container; optional.
+	HostRoot string
 	// Attached is told of every sandbox that was attached, after the runtime's
 	// answer is known and before it is given: it must not wait for anything.
 	// Optional.
@@ -49,7 +51,8 @@ type Config struct {
 
 // Server answers CNI calls.
 type Server struct {
-	cfg Config
+	cfg   Config
+	files files
 	// slots bounds the calls worked on at once: each may run plugins.
 	slots chan struct{}
 
@@ -79,7 +82,7 @@ func New(cfg Config) *Server {
 	if cfg.Refused == nil {
 		cfg.Refused = func(record.Pod, error) {}
 	}
-	return &Server{cfg: cfg, slots: make(chan struct{}, maxCalls), told: map[string]bool{}}
+	return &Server{cfg: cfg, files: files{cfg.HostRoot}, slots: make(chan struct{}, maxCalls), told: map[string]bool{}}
 }
 
 // String names the task.
@@ -201,7 +204,7 @@ func (s *Server) do(ctx context.Context, request cniwire.Request, conf netConf) 
 }
 
 func (s *Server) add(ctx context.Context, engine *chain.Engine, request cniwire.Request, conf netConf) (json.RawMessage, error) {
-	if err := s.status(conf); err != nil {
+	if err := s.ready(conf); err != nil {
 		return nil, err
 	}
 	args := parseArgs(request.Args)
@@ -212,17 +215,17 @@ func (s *Server) add(ctx context.Context, engine *chain.Engine, request cniwire.
 			return nil, err
 		}
 	}
-	network, err := conf.defaultNetwork()
+	network, err := conf.defaultNetwork(s.files)
 	if err != nil {
 		return nil, err
 	}
-	everywhere, err := conf.everywhere(args.namespace)
+	everywhere, err := conf.everywhere(s.files, args.namespace)
 	if err != nil {
 		return nil, err
 	}
 	box, err := engine.Add(ctx, chain.Request{
 		ID: request.ContainerID, NetNS: request.NetNS, IfName: netstate.IfName(request.IfName), Annotations: annotations,
-		Pod: record.Pod{Namespace: args.namespace, Name: args.name, UID: args.uid}, DefaultNamespace: conf.namespace(),
+		Pod: record.Pod{Namespace: args.namespace, Name: args.name, UID: args.uid}, DefaultNamespace: conf.namespace(), ConfDir: conf.confDir(),
 		Default: network, Everywhere: everywhere, Isolation: conf.isolation(), RuntimeConfig: conf.RuntimeConfig, CNIArgs: args.all,
 	})
 	if err != nil {
@@ -260,16 +263,24 @@ func primaryResult(box *record.Sandbox, version string) (json.RawMessage, error)
 
 // status says whether Pods can be attached: whether the primary network says so.
 func (s *Server) status(conf netConf) error {
+	if err := s.ready(conf); err != nil {
+		return err
+	}
+	_, err := conf.defaultNetwork(s.files)
+	return err
+}
+
+// ready says whether the primary network's plugin has started.
+func (s *Server) ready(conf netConf) error {
 	if path := conf.ReadinessIndicatorFile; path != "" {
-		if _, err := os.Stat(path); err != nil {
+		if !s.files.there(path) {
 			return &hint.Error{
 				Field: "readinessindicatorfile", Value: path, Problem: "is not there: the primary network is not ready",
 				Remedy: "see why the primary network plugin has not started on this node", Err: ErrTryAgain,
 			}
 		}
 	}
-	_, err := conf.defaultNetwork()
-	return err
+	return nil
 }
 
 // collectEvery is how often sandboxes that ended without a DEL are looked for:

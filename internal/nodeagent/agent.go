@@ -127,7 +127,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 		return err
 	}
 	return a.run(ctx, opt.Install, cniserver.New(cniserver.Config{
-		Socket: filepath.Join(opt.Run, "cni.sock"), Queue: filepath.Join(opt.State, "dels"), Engine: a.engine, Pods: a, Attached: a.attached, Refused: a.refused, Log: opt.Log,
+		Socket: filepath.Join(opt.Run, "cni.sock"), Queue: filepath.Join(opt.State, "dels"), Engine: a.engine, Pods: a, HostRoot: opt.HostRoot, Attached: a.attached, Refused: a.refused, Log: opt.Log,
 	}))
 }
 

@@ -66,6 +66,8 @@ type Sandbox struct {
 	Durable bool `json:"durable,omitempty"`
 	// Isolation bounds which namespaces' networks the Pod may use; nil: nothing does.
 	Isolation *Isolation `json:"isolation,omitempty"`
+	// ConfDir is where the configs of networks are whose definition has none.
+	ConfDir string `json:"confDir,omitempty"`
 	// Attachments in the order in which they were made; undone in reverse.
 	Attachments []*Attachment `json:"attachments"`
 }
