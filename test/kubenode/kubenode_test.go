@@ -70,7 +70,7 @@ func (w *world) eventually(what string, try func() error) {
 
 // config is the CNI configuration weft is installed with: the primary network is
 // the one that was there.
-const config = `{"cniVersion":"1.0.0","name":"weft","plugins":[{"type":"weft-cni","agentWait":"60s",
+const config = `{"cniVersion":"1.0.0","name":"weft","plugins":[{"type":"weft-cni",
 	"clusterNetwork":"/etc/cni/net.d/10-primary.conflist",
 	"capabilities":{"io.kubernetes.cri.pod-annotations":true,"portMappings":true}}]}`
 
@@ -88,7 +88,12 @@ func (w *world) install(node *kubelab.Node) {
 
 func (w *world) startAgent(node *kubelab.Node) {
 	w.t.Helper()
-	cmd, err := node.Command(context.WithoutCancel(w.t.Context()), w.bin+"/weftd", "--node", node.Name, "--kubeconfig", w.c.Kubeconfig())
+	w.startAgentWith(node, w.c.Kubeconfig())
+}
+
+func (w *world) startAgentWith(node *kubelab.Node, kubeconfig string) {
+	w.t.Helper()
+	cmd, err := node.Command(context.WithoutCancel(w.t.Context()), w.bin+"/weftd", "--node", node.Name, "--kubeconfig", kubeconfig)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -283,6 +288,7 @@ func TestNode(t *testing.T) {
 	})
 	w.kubectl("delete", "deployment", "lost")
 	w.hotplug(a)
+	w.outages(a, "192.168.77.11")
 	w.agentAway()
 	w.reboot()
 	w.nothingLeft()
