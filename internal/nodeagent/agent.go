@@ -184,7 +184,8 @@ func (a *agent) attached(box *record.Sandbox) {
 }
 
 // sandbox gives the record of a Pod; nil if it has none.
-func (a *agent) sandbox(key store.Key, uid string) (*record.Sandbox, error) {
+func (a *agent) sandbox(pod *store.Object) (*record.Sandbox, error) {
+	key := store.KeyOf(pod)
 	a.mu.Lock()
 	id := a.boxes[key]
 	a.mu.Unlock()
@@ -200,7 +201,7 @@ func (a *agent) sandbox(key store.Key, uid string) (*record.Sandbox, error) {
 		a.mu.Unlock()
 		return nil, nil
 	}
-	if err != nil || box.Pod.UID != "" && box.Pod.UID != uid {
+	if err != nil || !isPod(pod, box.Pod.UID) {
 		return nil, err // another Pod of that name had it
 	}
 	return box, nil

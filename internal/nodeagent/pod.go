@@ -61,7 +61,7 @@ func (a *agent) reconcile(ctx context.Context, key store.Key) (time.Duration, er
 	if err != nil {
 		return 0, fmt.Errorf("read Pod %s: %w", key, err)
 	}
-	box, err := a.sandbox(key, string(pod.GetUID()))
+	box, err := a.sandbox(pod)
 	if err != nil || box == nil || pod.GetDeletionTimestamp() != nil {
 		return 0, err
 	}
