@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/weftnet/weft/internal/hint"
 )
 
@@ -80,5 +82,18 @@ func TestFiles(t *testing.T) {
 	}
 	if !f.there("/var/run/ready") || f.there("/var/run/else") {
 		t.Error("the readiness file is not looked for where the node has it")
+	}
+}
+
+// TestArgs: what runtimes write there is taken as it is.
+func TestArgs(t *testing.T) {
+	t.Parallel()
+	args := parseArgs("IgnoreUnknown=1;K8S_POD_NAMESPACE=demo;K8S_POD_NAME=a;K8S_POD_UID=u;FILTER=a=b;;EMPTY=;K8S_POD_INFRA_CONTAINER_ID=c;odd;")
+	if args.namespace != "demo" || args.name != "a" || args.uid != "u" {
+		t.Errorf("the Pod is %+v", args)
+	}
+	want := [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "demo"}, {"K8S_POD_NAME", "a"}, {"K8S_POD_UID", "u"}, {"FILTER", "a=b"}, {"EMPTY", ""}, {"K8S_POD_INFRA_CONTAINER_ID", "c"}}
+	if diff := cmp.Diff(args.all, want); diff != "" {
+		t.Errorf("got -, want +:\n%s", diff)
 	}
 }

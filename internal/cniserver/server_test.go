@@ -492,6 +492,9 @@ func TestNetworksOfEveryPod(t *testing.T) {
 		{"clusterNetwork", more, "demo", []string{"eth0", "net1", "net2", "net3"}},
 		{"system", strings.Replace(more, "infra", "demo", 1), "demo", []string{"eth0", "net1"}},
 		{"delegates", `,"delegates":[` + primary + `,` + files["green.conf"] + `]`, "demo", []string{"eth0", "net1", "net2"}},
+		// What the node's configuration names is no Pod's to bound, and a Pod's name no namespace.
+		{"isolated", strings.Replace(more, `"demo"`, `"other"`, 1) + `,"namespaceIsolation":true`, "demo", []string{"eth0", "net1", "net2", "net3"}},
+		{"infra", more, "demo", []string{"eth0", "net1", "net2", "net3"}},
 	} {
 		list, pod := n.list("1.0.0", tt.more), n.pod(tt.name, annotations)
 		if _, err := n.runtime.AddNetworkList(t.Context(), list, pod); err != nil {
