@@ -25,7 +25,7 @@ var drifts = map[string]struct {
 	"link down":       {[]string{"ip", "link", "set", "net1", "down"}, "ip link set net1 up", false},
 	"MTU changed":     {[]string{"ip", "link", "set", "net1", "mtu", "1400"}, "ip link set net1 mtu 1500", false},
 	"MAC changed":     {[]string{"ip", "link", "set", "net1", "address", "02:00:00:00:00:99"}, "ip link set net1 address", false},
-	"link removed":    {[]string{"ip", "link", "del", "net1"}, "net1", true},
+	"link removed":    {[]string{"ip", "link", "del", "net1"}, "link net1, which is gone", true},
 	"link replaced":   {[]string{"sh", "-c", "ip link del net1; ip link add net1 type bridge"}, "another link has that name", true},
 	"mark taken off":  {[]string{"ip", "link", "set", "net1", "down", "alias", "other"}, "link net1", true},
 }

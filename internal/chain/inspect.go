@@ -106,7 +106,7 @@ func inspect(eyes *look, a *record.Attachment) (Finding, *netstate.Plan, error) 
 	if now, ok := rewired[a.Interface]; ok {
 		found.Rewired = now.Name
 	}
-	if found.Lacks, err = eyes.replaced(a); err != nil || len(found.Lacks) > 0 {
+	if found.Lacks, err = eyes.gone(a); err != nil || len(found.Lacks) > 0 {
 		return found, nil, err
 	}
 	switch {
@@ -122,9 +122,9 @@ func inspect(eyes *look, a *record.Attachment) (Finding, *netstate.Plan, error) 
 	return found, nil, err
 }
 
-// replaced lists the links of the Pod that are gone while a stranger's link has
+// gone lists the links of the Pod that are gone, though another one may have
 // their name.
-func (l *look) replaced(a *record.Attachment) ([]string, error) {
+func (l *look) gone(a *record.Attachment) ([]string, error) {
 	var out []string
 	for _, made := range a.Links {
 		if made.Side != netstate.Pod {
@@ -141,9 +141,11 @@ func (l *look) replaced(a *record.Attachment) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
+		told := fmt.Sprintf("link %s, which is gone", made.Name)
 		if len(now) > 0 {
-			out = append(out, fmt.Sprintf("link %s with index %d: another link has that name, with index %d", made.Name, made.Index, now[0].Index))
+			told = fmt.Sprintf("link %s with index %d: another link has that name, with index %d", made.Name, made.Index, now[0].Index)
 		}
+		out = append(out, told)
 	}
 	return out, nil
 }
@@ -230,11 +232,8 @@ func inspectLink(eyes *look, a *record.Attachment, made record.Link) ([]string, 
 	if err != nil {
 		return nil, err
 	}
-	if len(links) == 0 {
-		return []string{fmt.Sprintf("link %s, which is gone", made.Name)}, nil
-	}
-	if len(a.Moved) > 0 {
-		return nil, nil
+	if len(links) == 0 || len(a.Moved) > 0 {
+		return nil, nil // it went this moment, or a guest has what it had
 	}
 	var found []string
 	set := func(differs bool, format string, value any) {

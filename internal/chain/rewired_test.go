@@ -162,7 +162,7 @@ func TestRewiredIsNoExcuse(t *testing.T) {
 		harm  []string
 		want  string
 	}{
-		"its link is gone":       {true, []string{"ip", "link", "del", "net2-nic"}, "link net2 with index"},
+		"its link is gone":       {true, []string{"ip", "link", "del", "net2-nic"}, "link net2"},
 		"the host's end is down": {false, []string{"sh", "-ec", `ip link set $(ip -o link show master plain0 | sed 's/^[0-9]*: \([^@:]*\).*/\1/') down`}, "ip link set"},
 		"the bridge is gone":     {false, []string{"ip", "link", "del", "plain0"}, "ip link add plain0"},
 	} {

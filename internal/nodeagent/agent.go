@@ -61,12 +61,14 @@ type agent struct {
 	cache  *kube.Cache
 	engine *chain.Engine
 	loop   *reconcile.Loop
+	looks  *reconcile.Loop // at what Pods have
 	log    *slog.Logger
 	node   string // name
 
-	// mu guards boxes: the sandbox of each Pod, by the Pod's key.
-	mu    sync.Mutex
-	boxes map[store.Key]string
+	// mu guards boxes, the sandbox of each Pod, and watched, both by the Pod's key.
+	mu      sync.Mutex
+	boxes   map[store.Key]string
+	watched map[store.Key]*watched
 }
 
 // ownPatience is how long a new agent waits for the one before it to end.
@@ -106,7 +108,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	}
 	defer func() { err = errors.Join(err, plane.Close()) }()
 	a := &agent{
-		api: api, log: opt.Log, node: opt.Node, boxes: map[store.Key]string{},
+		api: api, log: opt.Log, node: opt.Node, boxes: map[store.Key]string{}, watched: map[store.Key]*watched{},
 		cache: kube.NewCache(api, opt.Log, kube.PodsOnNode(opt.Node), kube.Scope{GVK: networks.DefinitionKind}),
 	}
 	a.engine, err = chain.New(ctx, chain.Options{
@@ -123,6 +125,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	}
 	const workers = 8
 	a.loop = reconcile.NewLoop("pods", workers, opt.Log, a.reconcile)
+	a.looks = reconcile.NewLoop("looks", 2, opt.Log, a.watchOver)
 	if err := a.remember(records); err != nil {
 		return err
 	}
@@ -138,7 +141,7 @@ type task interface {
 
 func (a *agent) run(ctx context.Context, installer *install.Installer, server *cniserver.Server) error {
 	group, ctx := errgroup.WithContext(ctx)
-	tasks := []task{a.cache, a.loop, reconcile.Source{Store: a.cache, GVK: podKind, Loop: a.loop}, server, definer{a.api, a.log}}
+	tasks := []task{a.cache, a.loop, a.looks, reconcile.Source{Store: a.cache, GVK: podKind, Loop: a.loop}, server, definer{a.api, a.log}}
 	if installer != nil {
 		tasks = append(tasks, installer)
 	}

@@ -62,10 +62,21 @@ const maxEvent = 1000
 // tell writes an event. The same one again is none: its name follows from what
 // it says.
 func (a *agent) tell(ctx context.Context, pod store.Key, uid, kind, reason, message string) {
+	a.write(ctx, pod, uid, kind, reason, message, "")
+}
+
+// tellChange writes an event of something that may happen again.
+func (a *agent) tellChange(ctx context.Context, pod *store.Object, kind, reason, message string) {
+	a.write(ctx, store.KeyOf(pod), string(pod.GetUID()), kind, reason, message, time.Now().String())
+}
+
+// write writes an event, unless there is one that says the same with the same
+// seed.
+func (a *agent) write(ctx context.Context, pod store.Key, uid, kind, reason, message, seed string) {
 	if len(message) > maxEvent {
 		message = strings.ToValidUTF8(message[:maxEvent], "")
 	}
-	sum := sha256.Sum256([]byte(uid + reason + message))
+	sum := sha256.Sum256([]byte(uid + reason + message + seed))
 	now := time.Now().UTC().Format(time.RFC3339)
 	event := &store.Object{Object: map[string]any{
 		"apiVersion": "v1", "kind": eventKind.Kind,

@@ -65,6 +65,9 @@ func (a *agent) reconcile(ctx context.Context, key store.Key) (time.Duration, er
 	if err != nil || box == nil || pod.GetDeletionTimestamp() != nil {
 		return 0, err
 	}
+	if !a.watches(key, pod.GetUID()) {
+		a.looks.Add(key)
+	}
 	box, changeErr := a.change(ctx, pod, box)
 	return 0, errors.Join(changeErr, a.writeStatus(ctx, pod, box))
 }

@@ -114,6 +114,13 @@ func (w *world) policy(own, other string) {
 		{"status of its own Pod", bound, "", []string{"annotate", own, "--overwrite", key + "=[]"}},
 		{"status of another node's Pod", bound, "may change Pods of that node only", []string{"annotate", other, "--overwrite", key + "=[]"}},
 		{"status by a token of no node", loose, "may change Pods of", []string{"annotate", own, "--overwrite", key + "=[ ]"}},
+		{"condition of its own Pod", bound, "", w.patchStatus(own, conditions(`{"type":"weft.network/NetworksReady","status":"True","reason":"AsMade"}`))},
+		{"condition of another node's Pod", bound, "may change Pods of that node only", w.patchStatus(other, conditions(`{"type":"weft.network/NetworksReady","status":"True"}`))},
+		{"another condition", bound, "condition weft.network/NetworksReady", w.patchStatus(own, conditions(`{"type":"Ready","status":"False"}`))},
+		{"a condition less", bound, "condition weft.network/NetworksReady", w.patchStatus(own, conditions(`{"type":"Ready","$patch":"delete"}`))},
+		{"the Pod's address", bound, "condition weft.network/NetworksReady", w.patchStatus(own, `{"status":{"podIP":"192.0.2.1","podIPs":[{"$patch":"replace"},{"ip":"192.0.2.1"}]}}`)},
+		{"the Pod's phase", bound, "condition weft.network/NetworksReady", w.patchStatus(own, `{"status":{"phase":"Failed"}}`)},
+		{"an annotation by way of the status", bound, "network-status of a Pod only", w.patchStatus(own, `{"metadata":{"annotations":{"x":"y"}}}`)},
 		{"another annotation", bound, "network-status of a Pod only", []string{"annotate", own, "x=y"}},
 		{"an annotation less", bound, "network-status of a Pod only", []string{"annotate", own, "k8s.v1.cni.cncf.io/networks-"}},
 		{"an annotation changed", bound, "network-status of a Pod only", []string{"annotate", own, "--overwrite", "k8s.v1.cni.cncf.io/networks="}},
@@ -124,13 +131,26 @@ func (w *world) policy(own, other string) {
 		{"delete the kind", bound, "forbidden", []string{"delete", "crd", "network-attachment-definitions.k8s.cni.cncf.io"}},
 		{"make another kind", bound, "NetworkAttachmentDefinition only", []string{"create", "-f", w.otherKind()}},
 	} {
-		args := append([]string{"--kubeconfig=/dev/null", "--server=" + w.c.Server, "--certificate-authority=" + filepath.Join(w.c.Dir, "ca.crt"), "--token=" + tt.token}, tt.args...)
-		out, err := w.c.Command(w.t.Context(), "kubectl", args...).CombinedOutput()
+		command := w.c.Command(w.t.Context(), "kubectl", append([]string{"--kubeconfig=/dev/null", "--server=" + w.c.Server, "--certificate-authority=" + filepath.Join(w.c.Dir, "ca.crt"), "--token=" + tt.token}, tt.args...)...)
+		if tt.args[0] == "curl" { // kubectl reads what it patches, which is more than an agent may
+			command = w.c.Command(w.t.Context(), "curl", append([]string{"-sS", "--fail-with-body", "--cacert", filepath.Join(w.c.Dir, "ca.crt"), "-H", "Authorization: Bearer " + tt.token}, tt.args[1:]...)...)
+		}
+		out, err := command.CombinedOutput()
 		if refused := err != nil; refused != (tt.refused != "") || !strings.Contains(string(out), tt.refused) {
 			w.t.Errorf("%s with the agent's token: %v, %s", tt.name, err, out)
 		}
 	}
 }
+
+// patchStatus gives the arguments that patch the status of a Pod.
+func (w *world) patchStatus(pod, patch string) []string {
+	return []string{
+		"curl", "-X", "PATCH", "-H", "Content-Type: application/strategic-merge-patch+json", "-d", patch,
+		w.c.Server + "/api/v1/namespaces/default/pods/" + strings.TrimPrefix(pod, "pod/") + "/status",
+	}
+}
+
+func conditions(one string) string { return `{"status":{"conditions":[` + one + `]}}` }
 
 // primaryChanges has the primary network's plugin write its configuration anew,
 // slowly and in place. Ours follows when it is whole, and Pods get what it says.

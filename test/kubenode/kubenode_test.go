@@ -287,7 +287,9 @@ func TestNode(t *testing.T) {
 		return nil
 	})
 	w.kubectl("delete", "deployment", "lost")
+	told := w.drift(b)
 	w.hotplug(a)
+	told()
 	w.outages(a, "192.168.77.11")
 	w.agentAway()
 	w.reboot()

@@ -55,9 +55,22 @@ func trimPod(pod *store.Object) {
 		}
 		pod.Object[part] = kept
 	}
-	keep("spec", "nodeName", "hostNetwork")
-	keep("status", "phase", "podIP", "podIPs")
+	keep("spec", "nodeName", "hostNetwork", "readinessGates")
+	keep("status", "phase", "podIP", "podIPs", "conditions")
+	status, _ := pod.Object["status"].(map[string]any)
+	conditions, _ := status["conditions"].([]any)
+	conditions = slices.DeleteFunc(conditions, func(item any) bool {
+		one, _ := item.(map[string]any)
+		kind, _ := one["type"].(string)
+		return !strings.HasPrefix(kind, ourConditions)
+	})
+	if status["conditions"] = conditions; len(conditions) == 0 {
+		delete(status, "conditions")
+	}
 }
+
+// ourConditions begins the types of conditions that weft writes.
+const ourConditions = "weft.network/"
 
 // Cache answers reads of a few kinds from memory. Its reads wait until the
 // first list has come, and are then behind the API server by as long as a

@@ -239,6 +239,48 @@ func TestCachePodsOnNode(t *testing.T) {
 	if _, err := cache.Get(t.Context(), storetest.Widget, store.Key{Namespace: ns, Name: "a"}); err == nil {
 		t.Error("Get of a kind that is not followed: got no error")
 	}
+	patchConditions(t, s, cache, pod)
+}
+
+// patchConditions has two writers of conditions: neither loses the other's, and
+// the cache keeps ours alone.
+func patchConditions(t *testing.T, s *Store, cache *Cache, pod *store.Object) {
+	t.Helper()
+	key := store.KeyOf(pod)
+	write := func(kind, status string, pre store.Precondition) error {
+		_, err := s.PatchLists(t.Context(), podKind, key, map[string]any{"status": map[string]any{"conditions": []any{
+			map[string]any{"type": kind, "status": status},
+		}}}, pre, "status")
+		return err
+	}
+	for _, one := range [][2]string{{"Ready", "False"}, {ourConditions + "X", "False"}, {"Ready", "True"}, {ourConditions + "X", "True"}} {
+		if err := write(one[0], one[1], store.Precondition{UID: pod.GetUID()}); err != nil {
+			t.Fatalf("PatchLists: %v", err)
+		}
+	}
+	if err := write("Ready", "False", store.Precondition{UID: "other"}); !errors.Is(err, store.ErrConflict) {
+		t.Errorf("PatchLists of another UID: got error %v, want ErrConflict", err)
+	}
+	conditions := func(pod *store.Object, err error) string {
+		if err != nil {
+			t.Fatal(err)
+		}
+		var text []string
+		status, _ := pod.Object["status"].(map[string]any)
+		list, _ := status["conditions"].([]any)
+		for _, item := range list {
+			one, _ := item.(map[string]any)
+			text = append(text, fmt.Sprintf("%s=%s", one["type"], one["status"]))
+		}
+		slices.Sort(text)
+		return strings.Join(text, " ")
+	}
+	if got, want := conditions(s.Get(t.Context(), podKind, key)), "Ready=True weft.network/X=True"; got != want {
+		t.Errorf("conditions: got %s, want %s", got, want)
+	}
+	until(t, "the cache has our condition alone", func() bool {
+		return conditions(cache.Get(t.Context(), podKind, key)) == "weft.network/X=True"
+	})
 }
 
 // TestCacheAwaits: a Pod made anew under its old name is waited for by its UID.

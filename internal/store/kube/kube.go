@@ -309,6 +309,21 @@ func withRevision(obj *store.Object, revision string) *store.Object {
 func (s *Store) Patch(
 	ctx context.Context, gvk schema.GroupVersionKind, key store.Key, changes map[string]any, pre store.Precondition, subresource ...string,
 ) (*store.Object, error) {
+	return s.patch(ctx, types.MergePatchType, gvk, key, changes, pre, subresource...)
+}
+
+// PatchLists is Patch, but merges lists too, by the keys that the API has for
+// them: what others wrote beside ours stays. Only kinds of Kubernetes itself have
+// such lists.
+func (s *Store) PatchLists(
+	ctx context.Context, gvk schema.GroupVersionKind, key store.Key, changes map[string]any, pre store.Precondition, subresource ...string,
+) (*store.Object, error) {
+	return s.patch(ctx, types.StrategicMergePatchType, gvk, key, changes, pre, subresource...)
+}
+
+func (s *Store) patch(
+	ctx context.Context, how types.PatchType, gvk schema.GroupVersionKind, key store.Key, changes map[string]any, pre store.Precondition, subresource ...string,
+) (*store.Object, error) {
 	client, _, err := s.object(ctx, gvk, key)
 	if err != nil {
 		return nil, err
@@ -332,7 +347,7 @@ func (s *Store) Patch(
 	if err != nil {
 		return nil, fmt.Errorf("patch %s %s: %w", gvk.Kind, key, err)
 	}
-	made, err := client.Patch(ctx, key.Name, types.MergePatchType, data, metav1.PatchOptions{}, subresource...)
+	made, err := client.Patch(ctx, key.Name, how, data, metav1.PatchOptions{}, subresource...)
 	if pre.UID != "" && blames(err, "metadata.uid") { // another UID in a patch is a change the API server refuses
 		return nil, fmt.Errorf("patch %s %s: %w (%w)", gvk.Kind, key, store.ErrConflict, err)
 	}
