@@ -85,6 +85,9 @@ func New(cfg Config) *Server {
 	return &Server{cfg: cfg, files: files{cfg.HostRoot}, slots: make(chan struct{}, maxCalls), told: map[string]bool{}}
 }
 
+// Working is how many calls are being worked on.
+func (s *Server) Working() int { return len(s.slots) }
+
 // String names the task.
 func (s *Server) String() string { return "CNI server on " + s.cfg.Socket }
 

@@ -65,9 +65,13 @@ type agent struct {
 	log    *slog.Logger
 	node   string // name
 
-	// mu guards boxes, the sandbox of each Pod, and watched, both by the Pod's key.
+	// calls says how many of the runtime's calls are worked on.
+	calls func() int
+
+	// mu guards boxes, the sandbox of each Pod, fresh and watched, all by the Pod's key.
 	mu      sync.Mutex
 	boxes   map[store.Key]string
+	fresh   map[store.Key]fresh
 	watched map[store.Key]*watched
 }
 
@@ -108,7 +112,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	}
 	defer func() { err = errors.Join(err, plane.Close()) }()
 	a := &agent{
-		api: api, log: opt.Log, node: opt.Node, boxes: map[store.Key]string{}, watched: map[store.Key]*watched{},
+		api: api, log: opt.Log, node: opt.Node, boxes: map[store.Key]string{}, fresh: map[store.Key]fresh{}, watched: map[store.Key]*watched{},
 		cache: kube.NewCache(api, opt.Log, kube.PodsOnNode(opt.Node), kube.Scope{GVK: networks.DefinitionKind}),
 	}
 	a.engine, err = chain.New(ctx, chain.Options{
@@ -140,6 +144,7 @@ type task interface {
 }
 
 func (a *agent) run(ctx context.Context, installer *install.Installer, server *cniserver.Server) error {
+	a.calls = server.Working
 	group, ctx := errgroup.WithContext(ctx)
 	tasks := []task{a.cache, a.loop, a.looks, reconcile.Source{Store: a.cache, GVK: podKind, Loop: a.loop}, server, definer{a.api, a.log}}
 	if installer != nil {
@@ -169,21 +174,35 @@ func (a *agent) remember(records *record.Store) error {
 		if err != nil {
 			continue // the engine tells of it
 		}
-		a.attached(box)
+		a.note(box)
 	}
 	return nil
 }
 
-// attached takes note of a sandbox; its Pod's status is written soon.
+// attached takes note of a sandbox that was attached just now; its Pod's status is
+// written soon.
 func (a *agent) attached(box *record.Sandbox) {
+	if box.Pod.Name != "" {
+		a.mu.Lock()
+		a.fresh[podOf(box)] = fresh{box, time.Now()}
+		a.mu.Unlock()
+	}
+	a.note(box)
+}
+
+// note takes note of a sandbox.
+func (a *agent) note(box *record.Sandbox) {
 	if box.Pod.Name == "" {
 		return
 	}
-	key := store.Key{Namespace: box.Pod.Namespace, Name: box.Pod.Name}
 	a.mu.Lock()
-	a.boxes[key] = box.ID
+	a.boxes[podOf(box)] = box.ID
 	a.mu.Unlock()
-	a.loop.Add(key)
+	a.loop.Add(podOf(box))
+}
+
+func podOf(box *record.Sandbox) store.Key {
+	return store.Key{Namespace: box.Pod.Namespace, Name: box.Pod.Name}
 }
 
 // sandbox gives the record of a Pod; nil if it has none.
@@ -194,6 +213,9 @@ func (a *agent) sandbox(pod *store.Object) (*record.Sandbox, error) {
 	a.mu.Unlock()
 	if id == "" {
 		return nil, nil
+	}
+	if box := a.takeFresh(key, id); box != nil && isPod(pod, box.Pod.UID) {
+		return box, nil
 	}
 	box, err := a.engine.Get(id)
 	if errors.Is(err, record.ErrNotFound) {

@@ -54,8 +54,12 @@ func isPod(pod *store.Object, uid string) bool {
 // reconcile brings a Pod's attachments in line with its annotation, and its
 // network-status with its attachments.
 func (a *agent) reconcile(ctx context.Context, key store.Key) (time.Duration, error) {
+	if later := a.giveWay(key); later > 0 {
+		return later, nil
+	}
 	pod, err := a.cache.Get(ctx, podKind, key)
 	if errors.Is(err, store.ErrNotFound) {
+		a.takeFresh(key, "")
 		return 0, nil // the runtime's DEL, or the next collection, takes care of its sandbox
 	}
 	if err != nil {

@@ -1,0 +1,38 @@
+package nodeagent
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/weftnet/weft/internal/record"
+	"github.com/weftnet/weft/internal/store"
+)
+
+// TestGivesWay: a status waits while other calls are worked on, but not for long.
+func TestGivesWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		calls := 1
+		key := store.Key{Namespace: "ns", Name: "p"}
+		a := &agent{calls: func() int { return calls }, fresh: map[store.Key]fresh{key: {&record.Sandbox{ID: "s"}, time.Now()}}}
+		for _, tt := range []struct {
+			calls int
+			after time.Duration
+			waits bool
+		}{{1, 0, false}, {2, 0, true}, {0, 0, false}, {40, givesWayFor, true}, {40, time.Millisecond, false}} {
+			calls = tt.calls
+			time.Sleep(tt.after)
+			if waits := a.giveWay(key) > 0; waits != tt.waits {
+				t.Errorf("with %d calls after %v more: waits is %v", tt.calls, tt.after, waits)
+			}
+		}
+		if a.takeFresh(key, "another") != nil || a.takeFresh(key, "s") != nil {
+			t.Error("a sandbox is given that is not the Pod's, or twice")
+		}
+		a.fresh[key] = fresh{&record.Sandbox{ID: "s"}, time.Now()}
+		calls = 40
+		if box := a.takeFresh(key, "s"); box == nil || a.giveWay(key) > 0 {
+			t.Errorf("got %v; and a Pod whose status was written gives way: %v", box, a.giveWay(key))
+		}
+	})
+}
