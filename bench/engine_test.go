@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -43,7 +44,7 @@ func newEngine(tb testing.TB, host *linux.NS, nads networks) *chain.Engine {
 			tb.Error(err)
 		}
 	})
-	records, err := record.Open(tb.TempDir())
+	records, err := record.Open(tb.TempDir(), runDir(tb))
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -165,4 +166,20 @@ func annotation(n int) string {
 		names = append(names, fmt.Sprintf("net-%d", i))
 	}
 	return strings.Join(names, ",")
+}
+
+// runDir is a directory where weftd has its own for what need not outlast a
+// reboot: in memory, if the machine is like others.
+func runDir(tb testing.TB) string {
+	tb.Helper()
+	dir, err := os.MkdirTemp("/run", "weft-bench-")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			tb.Error(err)
+		}
+	})
+	return dir
 }

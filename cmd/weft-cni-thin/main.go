@@ -41,21 +41,23 @@ const callLimit = 210 * time.Second
 const (
 	defaultInstance = "weft"
 	defaultState    = "/var/lib/weft"
+	defaultRun      = "/run/weft"
 )
 
 func run(command string, args *skel.CmdArgs) error {
 	conf := struct {
 		Instance string `json:"instance"`
 		StateDir string `json:"stateDir"`
+		RunDir   string `json:"runDir"`
 		BinDir   string `json:"binDir"`
-	}{Instance: defaultInstance, StateDir: defaultState}
+	}{Instance: defaultInstance, StateDir: defaultState, RunDir: defaultRun}
 	if err := json.Unmarshal(args.StdinData, &conf); err != nil {
 		return types.NewError(types.ErrDecodingFailure, "the network configuration cannot be read", err.Error())
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
 	defer cancel()
 	direct := cniserver.Direct{
-		Instance: conf.Instance, State: conf.StateDir, Machine: machine(), BinDirs: binDirs(conf.BinDir, args.Path),
+		Instance: conf.Instance, State: conf.StateDir, Run: conf.RunDir, Machine: machine(), BinDirs: binDirs(conf.BinDir, args.Path),
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 	response := direct.Call(ctx, cniwire.Request{

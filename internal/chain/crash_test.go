@@ -375,7 +375,7 @@ func TestDamagedRecord(t *testing.T) {
 	w := newWorld(t)
 	w.add("a", "")
 	w.add("b", "")
-	path := filepath.Join(w.records.Dir(), "a.json")
+	path := w.records.Path("a", false)
 	if err := os.Truncate(path, 100); err != nil {
 		t.Fatal(err)
 	}
@@ -396,7 +396,7 @@ func TestDamagedRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Damaged while the engine runs: DEL salvages by itself.
-	if err := os.Truncate(filepath.Join(w.records.Dir(), "b.json"), 0); err != nil {
+	if err := os.Truncate(w.records.Path("b", false), 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.engine.Del(t.Context(), "b"); err != nil {
@@ -410,7 +410,7 @@ func TestNewerRecord(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.add("a", "")
-	path := filepath.Join(w.records.Dir(), "a.json")
+	path := w.records.Path("a", false)
 	text, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)

@@ -151,7 +151,7 @@ func newWorld(t testing.TB) *world {
 	w.in(outside, "ip", "link", "set", "lan", "up")
 	w.in(w.host, "ip", "addr", "add", "192.0.2.1/24", "dev", "uplink")
 	w.in(outside, "ip", "addr", "add", "192.0.2.9/24", "dev", "lan")
-	records, err := record.Open(filepath.Join(w.dir, "records"))
+	records, err := record.Open(filepath.Join(w.dir, "records"), filepath.Join(w.dir, "run"))
 	if err != nil {
 		t.Fatal(err)
 	}

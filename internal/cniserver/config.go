@@ -56,7 +56,7 @@ var knownKeys = []string{
 	"cniVersion", "name", "type", "delegates", "clusterNetwork", "defaultNetworks", "systemNamespaces", "multusNamespace",
 	"namespaceIsolation", "globalNamespaces", "readinessindicatorfile", "pluginTimeout", "runtimeConfig", "capabilities", "prevResult",
 	"cni.dev/attachments", "cni.dev/valid-attachments", "disableCheck", "disableGC",
-	"socket", "agentWait", "queue", "thin", "instance", "stateDir", "daemonSocketDir", "kubeconfig", "confDir", "cniDir", "binDir",
+	"socket", "agentWait", "queue", "thin", "instance", "stateDir", "runDir", "daemonSocketDir", "kubeconfig", "confDir", "cniDir", "binDir",
 	"logFile", "logLevel", "logToStderr", "logOptions",
 }
 

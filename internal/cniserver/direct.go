@@ -19,9 +19,9 @@ import (
 
 // Direct is what a process needs that does calls itself, without an agent.
 type Direct struct {
-	// Instance is the tag in our marks, State the directory of the records, Machine
-	// the seed of made-up MACs.
-	Instance, State, Machine string
+	// Instance is the tag in our marks; State and Run are directories, of which
+	// State survives a reboot; Machine is the seed of made-up MACs.
+	Instance, State, Run, Machine string
 	// BinDirs are searched for foreign plugins; optional.
 	BinDirs []string
 	Log     *slog.Logger
@@ -49,7 +49,7 @@ func (d Direct) Call(ctx context.Context, request cniwire.Request) (response cni
 }
 
 func (d Direct) open(ctx context.Context) (engine *chain.Engine, closeAll func() error, err error) {
-	records, err := record.Open(filepath.Join(d.State, "attachments"))
+	records, err := record.Open(filepath.Join(d.State, "attachments"), filepath.Join(d.Run, "attachments"))
 	if err != nil {
 		return nil, nil, err
 	}

@@ -174,7 +174,7 @@ func TestDamagedRecord(t *testing.T) {
 				if _, err := n.runtime.AddNetworkList(t.Context(), list, pod); err != nil {
 					t.Fatal(err)
 				}
-				path := filepath.Join(n.records.Dir(), name+".json")
+				path := n.records.Path(name, false)
 				text, err := os.ReadFile(path)
 				if err != nil {
 					t.Fatal(err)

@@ -124,7 +124,7 @@ func newNodeIn(t *testing.T, state string) *node {
 		t.Skip("needs root: network namespaces")
 	}
 	dir := t.TempDir()
-	records, err := record.Open(filepath.Join(state, "attachments"))
+	records, err := record.Open(filepath.Join(state, "attachments"), filepath.Join(state, "run", "attachments"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -408,8 +408,8 @@ func TestThin(t *testing.T) {
 	n := newNode(t)
 	n.stop()
 	list := func(more string) *libcni.NetworkConfigList {
-		text := fmt.Sprintf(`{"cniVersion":"1.1.0","name":"thin","plugins":[{"type":"weft-cni-thin","instance":"cnitest","stateDir":%q,
-			"capabilities":{"io.kubernetes.cri.pod-annotations":true}%s}]}`, n.state, more)
+		text := fmt.Sprintf(`{"cniVersion":"1.1.0","name":"thin","plugins":[{"type":"weft-cni-thin","instance":"cnitest","stateDir":%q,"runDir":%q,
+			"capabilities":{"io.kubernetes.cri.pod-annotations":true}%s}]}`, n.state, filepath.Join(n.state, "run"), more)
 		list, err := libcni.NetworkConfFromBytes([]byte(text))
 		if err != nil {
 			t.Fatal(err)

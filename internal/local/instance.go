@@ -61,8 +61,11 @@ func (in Instance) LogFile() string { return filepath.Join(in.State, "weftd.log"
 // StoreFile holds the objects.
 func (in Instance) StoreFile() string { return filepath.Join(in.State, "objects.db") }
 
-// RecordDir holds one file per sandbox: its attachments.
-func (in Instance) RecordDir() string { return filepath.Join(in.State, "attachments") }
+// RecordDirs hold one file per sandbox: its attachments. Those of the first must
+// outlast a reboot.
+func (in Instance) RecordDirs() (disk, run string) {
+	return filepath.Join(in.State, "attachments"), filepath.Join(in.Run, "attachments")
+}
 
 // CNICacheDir is libcni's cache for foreign plugins.
 func (in Instance) CNICacheDir() string { return filepath.Join(in.State, "cni") }
@@ -118,8 +121,9 @@ var ErrNoAgent = errors.New("no agent runs for this root")
 
 // OwnPaths lists everything weft makes below State.
 func (in Instance) OwnPaths() []string {
+	records, _ := in.RecordDirs()
 	return []string{
-		in.LogFile(), in.StoreFile(), in.RecordDir(), in.CNICacheDir(), in.ImageDir(),
+		in.LogFile(), in.StoreFile(), records, in.CNICacheDir(), in.ImageDir(),
 		in.DefaultNetworkFile(), filepath.Join(in.State, "vms"),
 	}
 }

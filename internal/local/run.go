@@ -52,7 +52,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, objects.Close()) }()
-	records, err := record.Open(in.RecordDir())
+	records, err := record.Open(in.RecordDirs())
 	if err != nil {
 		return err
 	}

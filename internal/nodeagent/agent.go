@@ -90,7 +90,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	if err := linux.UnlockSysctls(); err != nil {
 		return err
 	}
-	records, err := record.Open(filepath.Join(opt.State, "attachments"))
+	records, err := record.Open(filepath.Join(opt.State, "attachments"), filepath.Join(opt.Run, "attachments"))
 	if err != nil {
 		return err
 	}

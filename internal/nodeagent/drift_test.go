@@ -64,7 +64,7 @@ func newLooker(t *testing.T) *looker {
 			t.Error(err)
 		}
 	})
-	records, err := record.Open(filepath.Join(t.TempDir(), "records"))
+	records, err := record.Open(filepath.Join(t.TempDir(), "records"), filepath.Join(t.TempDir(), "run"))
 	if err != nil {
 		t.Fatal(err)
 	}

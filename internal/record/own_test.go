@@ -8,8 +8,8 @@ import (
 )
 
 func TestOwn(t *testing.T) {
-	dir := t.TempDir()
-	first, err := Open(dir)
+	dir, run := t.TempDir(), t.TempDir()
+	first, err := Open(dir, run)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -17,7 +17,7 @@ func TestOwn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := Open(dir) // as another process would
+	second, err := Open(dir, run) // as another process would
 	if err != nil {
 		t.Fatal(err)
 	}

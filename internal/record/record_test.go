@@ -36,7 +36,8 @@ var equal = cmp.Options{
 
 func open(t *testing.T) *Store {
 	t.Helper()
-	s, err := Open(filepath.Join(t.TempDir(), "records"))
+	dir := t.TempDir()
+	s, err := Open(filepath.Join(dir, "disk"), filepath.Join(dir, "run"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +93,7 @@ func TestSaveLoad(t *testing.T) {
 			t.Error("an empty default-route became an absent one")
 		}
 	}
-	if info, err := os.Stat(s.path("sandbox-true")); err != nil || info.Mode().Perm() != 0o600 {
+	if info, err := os.Stat(s.Path("sandbox-true", true)); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
 	ids, err := s.IDs()
@@ -115,20 +116,62 @@ func TestSaveLoad(t *testing.T) {
 	}
 }
 
-// files lists everything under the directory but directories.
+// files lists everything under the directories but directories.
 func files(t *testing.T, s *Store) []string {
 	t.Helper()
 	var out []string
-	err := filepath.WalkDir(s.dir, func(path string, entry os.DirEntry, err error) error {
-		if err == nil && !entry.IsDir() && entry.Name() != lockName {
-			out = append(out, strings.TrimPrefix(path, s.dir+"/"))
+	for _, dir := range []string{s.dir, s.run} {
+		err := filepath.WalkDir(dir, func(path string, entry os.DirEntry, err error) error {
+			if err == nil && !entry.IsDir() && entry.Name() != lockName {
+				out = append(out, strings.TrimPrefix(path, dir+"/"))
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
 		}
-		return err
-	})
+	}
+	return out
+}
+
+// TestBecomesDurable: a sandbox that outlives the power from now on moves to the
+// disk, and what is left of a death in the middle of that does not count.
+func TestBecomesDurable(t *testing.T) {
+	s := open(t)
+	sandbox := full("x")
+	if err := s.Save(sandbox); err != nil {
+		t.Fatal(err)
+	}
+	old, err := os.ReadFile(s.Path("x", false))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return out
+	sandbox.Durable, sandbox.NetNS = true, "/run/netns/y"
+	if err := s.Save(sandbox); err != nil {
+		t.Fatal(err)
+	}
+	if left := files(t, s); !slices.Equal(left, []string{"x.json"}) {
+		t.Errorf("files: %v", left)
+	}
+	for _, died := range []bool{false, true} {
+		if died {
+			if err := os.WriteFile(s.Path("x", false), old, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := s.Load("x"); err != nil || !got.Durable || got.NetNS != "/run/netns/y" {
+			t.Errorf("died %v: %+v, %v", died, got, err)
+		}
+		if ids, err := s.IDs(); err != nil || !slices.Equal(ids, []string{"x"}) {
+			t.Errorf("died %v: %v, %v", died, ids, err)
+		}
+	}
+	if err := s.Delete("x", true); err != nil {
+		t.Fatal(err)
+	}
+	if left := files(t, s); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
 }
 
 func TestIDs(t *testing.T) {
@@ -162,7 +205,7 @@ func TestDamaged(t *testing.T) {
 				t.Fatal(err)
 			}
 			for i, wantPath := range []string{"x.json.damaged", "x.json.damaged.2"} {
-				if err := os.WriteFile(s.path("x"), content, 0o600); err != nil {
+				if err := os.WriteFile(s.Path("x", false), content, 0o600); err != nil {
 					t.Fatal(err)
 				}
 				list, err := s.List()
@@ -170,7 +213,7 @@ func TestDamaged(t *testing.T) {
 				if !ok {
 					t.Fatalf("round %d: got %v, want a DamagedError", i, err)
 				}
-				if damaged.Path != filepath.Join(s.dir, wantPath) || damaged.ID != "x" {
+				if damaged.Path != filepath.Join(s.run, wantPath) || damaged.ID != "x" {
 					t.Errorf("got %s of %s, want %s", damaged.Path, damaged.ID, wantPath)
 				}
 				if len(list) != 1 || list[0].ID != "good" {
@@ -194,14 +237,14 @@ func TestDamaged(t *testing.T) {
 func TestNewerVersionIsLeftAlone(t *testing.T) {
 	s := open(t)
 	content := []byte(`{"version":99,"id":"x","attachments":"something else"}`)
-	if err := os.WriteFile(s.path("x"), content, 0o600); err != nil {
+	if err := os.WriteFile(s.Path("x", false), content, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	_, err := s.Load("x")
 	if _, ok := errors.AsType[*hint.Error](err); !ok {
 		t.Errorf("got %v, want a hint", err)
 	}
-	if got, err := os.ReadFile(s.path("x")); err != nil || !bytes.Equal(got, content) {
+	if got, err := os.ReadFile(s.Path("x", false)); err != nil || !bytes.Equal(got, content) {
 		t.Errorf("the file: %q, %v", got, err)
 	}
 }
@@ -212,7 +255,7 @@ func TestOpenRemovesHalfWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, id := range []string{"x", "y"} {
-		if err := os.WriteFile(filepath.Join(s.dir, id+tmpSuffix), []byte("{"), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(s.run, id+tmpSuffix), []byte("{"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -220,7 +263,7 @@ func TestOpenRemovesHalfWritten(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(s.dir); err != nil {
+	if _, err := Open(s.dir, s.run); err != nil {
 		t.Fatal(err)
 	}
 	unlock()
@@ -312,7 +355,7 @@ func TestMain(m *testing.M) {
 	if dir == "" {
 		os.Exit(m.Run())
 	}
-	s, err := Open(dir)
+	s, err := Open(dir, filepath.Join(dir, "run"))
 	if err == nil {
 		_, err = s.Lock(context.Background(), "x")
 	}
@@ -366,7 +409,7 @@ func TestLockExcludesProcesses(t *testing.T) {
 // TestLockExcludesStores: two stores on one directory are as two processes.
 func TestLockExcludesStores(t *testing.T) {
 	s := open(t)
-	other, err := Open(s.dir)
+	other, err := Open(s.dir, s.run)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -401,7 +444,7 @@ func TestSaveChanges(t *testing.T) {
 			if left := files(t, s); !slices.Equal(left, []string{"x.json"}) {
 				t.Errorf("durable %v: got %v, want the record alone", durable, left)
 			}
-			if info, err := os.Stat(s.path("x")); err != nil || info.Size() > maxFile {
+			if info, err := os.Stat(s.Path("x", durable)); err != nil || info.Size() > maxFile {
 				t.Errorf("durable %v: got %v, %v, want at most %d bytes", durable, info, err, maxFile)
 			}
 		}
@@ -418,7 +461,7 @@ func TestWriterDies(t *testing.T) {
 		if err := s.Save(box); err != nil {
 			t.Fatal(err)
 		}
-		data, err := os.ReadFile(s.path("x"))
+		data, err := os.ReadFile(s.Path("x", false))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -434,7 +477,7 @@ func TestWriterDies(t *testing.T) {
 	first := len(saved("/first"))
 	both := saved("/second")
 	for n := first; n <= len(both); n++ {
-		if err := os.WriteFile(s.path("x"), both[:n], 0o600); err != nil {
+		if err := os.WriteFile(s.Path("x", false), both[:n], 0o600); err != nil {
 			t.Fatal(err)
 		}
 		want := "/first"
@@ -485,7 +528,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // the store has its lock open
-	s, err := Open(filepath.Join(dir, "records"))
+	s, err := Open(filepath.Join(dir, "disk"), filepath.Join(dir, "run"))
 	if err != nil {
 		t.Fatal(err)
 	}

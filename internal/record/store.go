@@ -17,23 +17,26 @@ import (
 	"github.com/weftnet/weft/internal/hint"
 )
 
-// The directory, made with mode 0700:
+// Two directories, made with mode 0700: one on a disk for the Durable ones, and one
+// below /run, which a power loss clears like the kernel state that the others
+// tell of. In both:
 //
 //	<sandboxID>.json            one sandbox, all of its attachments, as one line;
 //	                            the last line that has an end counts; 0600
 //	<sandboxID>.json.tmp        being written; leftovers go at Open
 //	<sandboxID>.json.damaged    could not be read: set aside for a person, kept
 //	                            (.damaged.2 and so on, if there was one)
+//
+// and on the disk:
+//
 //	lock                        empty; a lock on one byte of it for each sandbox
 //	                            somebody works on
 //
 // A sandbox's file is made by writing .tmp and renaming it, so that a reader sees
 // nothing or the whole. A Durable one changes in the same way, with fsync of file
-// and directory. The others, whose kernel state goes with the power that would
-// lose the file, change by a line that is added: a writer that dies in its
-// middle leaves one without an end, and the line before it counts. To make
-// another file and rename it over takes several times as long, above all on ext4,
-// which then writes to disk at once (auto_da_alloc, ext4(5)).
+// and directory. The others change by a line that is added: a writer that dies in
+// its middle leaves one without an end, and the line before it counts. A sandbox
+// that becomes Durable has a file in both for a moment: that on the disk counts.
 const (
 	suffix        = ".json"
 	tmpSuffix     = suffix + ".tmp"
@@ -82,7 +85,7 @@ func (e *DamagedError) Unwrap() error { return e.Err }
 // Store is the directory of records. Its methods may be called from many
 // goroutines and processes; whoever changes a sandbox holds its Lock.
 type Store struct {
-	dir      string
+	dir, run string
 	lockFile *os.File
 	// mu guards working: the sandboxes somebody in this process works on, each
 	// with a channel that closes when that ends.
@@ -90,16 +93,22 @@ type Store struct {
 	working map[string]chan struct{}
 }
 
-// Open makes the directory if need be and removes half-written files.
-func Open(dir string) (*Store, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make record directory: %w", err)
+// Open makes the directories if need be and removes half-written files. dir
+// outlasts a power loss, run need not: it is best below /run.
+func Open(dir, run string) (*Store, error) {
+	if filepath.Clean(dir) == filepath.Clean(run) {
+		return nil, &hint.Error{Field: "record directory", Value: dir, Problem: "cannot hold both what outlasts a power loss and what does not", Remedy: "use two directories"}
+	}
+	for _, d := range []string{dir, run} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, fmt.Errorf("make record directory: %w", err)
+		}
 	}
 	lockFile, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open lock of records: %w", err)
 	}
-	s := &Store{dir: dir, lockFile: lockFile, working: map[string]chan struct{}{}}
+	s := &Store{dir: dir, run: run, lockFile: lockFile, working: map[string]chan struct{}{}}
 	names, err := s.names(tmpSuffix)
 	if err != nil {
 		return nil, err
@@ -113,7 +122,7 @@ func Open(dir string) (*Store, error) {
 		if err != nil {
 			return nil, err
 		}
-		err = remove(filepath.Join(dir, id+tmpSuffix))
+		err = errors.Join(remove(filepath.Join(dir, id+tmpSuffix)), remove(filepath.Join(run, id+tmpSuffix)))
 		unlock()
 		if err != nil {
 			return nil, err
@@ -122,9 +131,6 @@ func Open(dir string) (*Store, error) {
 	return s, nil
 }
 
-// Dir is where the records lie.
-func (s *Store) Dir() string { return s.dir }
-
 func checkID(id string) error {
 	if len(id) > maxID || !validID(id) {
 		return &hint.Error{Field: "sandbox id", Value: id, Problem: "is no container id", Remedy: fmt.Sprintf("use letters, digits, '_', '.' and '-', a letter or digit first, at most %d", maxID)}
@@ -132,7 +138,13 @@ func checkID(id string) error {
 	return nil
 }
 
-func (s *Store) path(id string) string { return filepath.Join(s.dir, id+suffix) }
+// Path is where the record of a sandbox lies or would be made.
+func (s *Store) Path(id string, durable bool) string {
+	if durable {
+		return filepath.Join(s.dir, id+suffix)
+	}
+	return filepath.Join(s.run, id+suffix)
+}
 
 // Load reads one record. The error is ErrNotFound if there is none, and a
 // *DamagedError if it could not be read; the file is then set aside.
@@ -140,7 +152,7 @@ func (s *Store) Load(id string) (*Sandbox, error) {
 	if err := checkID(id); err != nil {
 		return nil, err
 	}
-	data, err := os.ReadFile(s.path(id))
+	path, data, err := s.read(id)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("sandbox %s: %w", id, ErrNotFound)
 	}
@@ -149,12 +161,24 @@ func (s *Store) Load(id string) (*Sandbox, error) {
 	}
 	sandbox, err := decode(id, lastLine(data))
 	if err == nil {
+		sandbox.Durable = path == s.Path(id, true) // so that no other is made beside it
 		return sandbox, nil
 	}
 	if version, ok := errors.AsType[*versionError](err); ok {
-		return nil, &hint.Error{Field: s.path(id), Value: fmt.Sprint(version.got), Problem: fmt.Sprintf("is a record of another version than %d", Version), Remedy: "run the weft that wrote it, or delete the sandbox with it first"}
+		return nil, &hint.Error{Field: path, Value: fmt.Sprint(version.got), Problem: fmt.Sprintf("is a record of another version than %d", Version), Remedy: "run the weft that wrote it, or delete the sandbox with it first"}
 	}
-	return nil, s.setAside(id, err)
+	return nil, setAside(id, path, err)
+}
+
+// read finds a record's file. In this order it misses none that moves to the disk
+// meanwhile.
+func (s *Store) read(id string) (path string, data []byte, err error) {
+	data, err = os.ReadFile(s.Path(id, false))
+	onDisk, diskErr := os.ReadFile(s.Path(id, true))
+	if !errors.Is(diskErr, fs.ErrNotExist) {
+		return s.Path(id, true), onDisk, diskErr
+	}
+	return s.Path(id, false), data, err
 }
 
 type versionError struct{ got int }
@@ -189,20 +213,21 @@ func decode(id string, data []byte) (*Sandbox, error) {
 }
 
 // setAside renames what cannot be read, so that it is neither lost nor in the way.
-func (s *Store) setAside(id string, cause error) error {
-	target := filepath.Join(s.dir, id+damagedSuffix)
+func setAside(id, path string, cause error) error {
+	damaged := strings.TrimSuffix(path, suffix) + damagedSuffix
+	target := damaged
 	for n := 2; ; n++ {
 		// link(2) and not rename(2): it never writes over an earlier one.
-		err := os.Link(s.path(id), target)
+		err := os.Link(path, target)
 		if err == nil {
 			break
 		}
 		if !errors.Is(err, fs.ErrExist) {
 			return errors.Join(fmt.Errorf("set damaged record aside: %w", err), cause)
 		}
-		target = filepath.Join(s.dir, fmt.Sprintf("%s%s.%d", id, damagedSuffix, n))
+		target = fmt.Sprintf("%s.%d", damaged, n)
 	}
-	if err := remove(s.path(id)); err != nil {
+	if err := remove(path); err != nil {
 		return errors.Join(err, cause)
 	}
 	return &DamagedError{ID: id, Path: target, Err: cause}
@@ -218,23 +243,27 @@ func (s *Store) Save(sandbox *Sandbox) error {
 	if err != nil {
 		return fmt.Errorf("encode record of sandbox %s: %w", sandbox.ID, err)
 	}
+	path := s.Path(sandbox.ID, sandbox.Durable)
 	if !sandbox.Durable {
-		added, err := addLine(s.path(sandbox.ID), data)
+		added, err := addLine(path, data)
 		if added || err != nil {
 			return err
 		}
 	}
-	tmp := filepath.Join(s.dir, sandbox.ID+tmpSuffix)
+	tmp := strings.TrimSuffix(path, suffix) + tmpSuffix
 	if err := writeFile(tmp, append(data, '\n'), sandbox.Durable); err != nil {
 		return err
 	}
-	if err := os.Rename(tmp, s.path(sandbox.ID)); err != nil {
+	if err := os.Rename(tmp, path); err != nil {
 		return errors.Join(fmt.Errorf("write record: %w", err), remove(tmp))
 	}
-	if sandbox.Durable {
-		return s.syncDir()
+	if !sandbox.Durable {
+		return nil
 	}
-	return nil
+	if err := s.syncDir(); err != nil {
+		return err
+	}
+	return remove(s.Path(sandbox.ID, false)) // from before it became so
 }
 
 // maxFile is how long a file may become by lines that are added.
@@ -331,13 +360,14 @@ func (s *Store) Delete(id string, durable bool) error {
 	if err := checkID(id); err != nil {
 		return err
 	}
-	if err := remove(s.path(id)); err != nil {
+	// That which may be behind the other goes first.
+	if err := remove(s.Path(id, false)); err != nil || !durable {
 		return err
 	}
-	if durable {
-		return s.syncDir()
+	if err := remove(s.Path(id, true)); err != nil {
+		return err
 	}
-	return nil
+	return s.syncDir()
 }
 
 // remove takes ENOENT as success: somebody was faster.
@@ -352,14 +382,32 @@ func remove(path string) error {
 func (s *Store) IDs() ([]string, error) { return s.names(suffix) }
 
 func (s *Store) names(suffix string) ([]string, error) {
-	entries, err := os.ReadDir(s.dir)
+	files, err := s.files()
 	if err != nil {
-		return nil, fmt.Errorf("list records: %w", err)
+		return nil, err
 	}
 	var out []string
-	for _, entry := range entries {
-		if id, ok := strings.CutSuffix(entry.Name(), suffix); ok && entry.Type().IsRegular() && checkID(id) == nil {
+	for _, path := range files {
+		if id, ok := strings.CutSuffix(filepath.Base(path), suffix); ok && checkID(id) == nil {
 			out = append(out, id)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out), nil
+}
+
+// files lists the files of both directories.
+func (s *Store) files() ([]string, error) {
+	var out []string
+	for _, dir := range []string{s.dir, s.run} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, fmt.Errorf("list records: %w", err)
+		}
+		for _, entry := range entries {
+			if entry.Type().IsRegular() {
+				out = append(out, filepath.Join(dir, entry.Name()))
+			}
 		}
 	}
 	return out, nil
@@ -388,19 +436,12 @@ func (s *Store) List() ([]*Sandbox, error) {
 	return out, errors.Join(errs...)
 }
 
-// Damaged lists the files that were set aside, oldest name first.
+// Damaged lists the files that were set aside, those on the disk first.
 func (s *Store) Damaged() ([]string, error) {
-	entries, err := os.ReadDir(s.dir)
-	if err != nil {
-		return nil, fmt.Errorf("list records: %w", err)
-	}
-	var out []string
-	for _, entry := range entries {
-		if name := entry.Name(); strings.Contains(name, damagedSuffix) && !strings.HasSuffix(name, suffix) {
-			out = append(out, filepath.Join(s.dir, entry.Name()))
-		}
-	}
-	return out, nil
+	files, err := s.files()
+	return slices.DeleteFunc(files, func(path string) bool {
+		return !strings.Contains(filepath.Base(path), damagedSuffix) || strings.HasSuffix(path, suffix)
+	}), err
 }
 
 // BootID gives the id of the running boot.

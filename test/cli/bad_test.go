@@ -186,9 +186,8 @@ func standing(t *testing.T, m *machine.Machine) []string {
 // records lists the files of what is attached.
 func records(t *testing.T, m *machine.Machine) []string {
 	t.Helper()
-	return slices.DeleteFunc(files(t, filepath.Join(m.Root, "attachments"), ""), func(name string) bool {
-		return filepath.Ext(name) != ".json"
-	})
+	all := slices.Concat(files(t, filepath.Join(m.Root, "attachments"), ""), files(t, filepath.Join(m.Root, "run", "attachments"), ""))
+	return slices.DeleteFunc(all, func(name string) bool { return filepath.Ext(name) != ".json" })
 }
 
 // files lists the regular files of a directory, a namespace being one.

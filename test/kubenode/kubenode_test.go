@@ -363,7 +363,7 @@ func (w *world) agentAway() {
 		}
 		return nil
 	})
-	if out := w.on(n2, "grep -l 192.168.77.11 /var/lib/weft/attachments/* || true"); out != "" {
+	if out := w.on(n2, "grep -l 192.168.77.11 /var/lib/weft/attachments/* /run/weft/attachments/* || true"); out != "" {
 		w.t.Errorf("a record of b is left: %s", out)
 	}
 }
@@ -396,7 +396,7 @@ func (w *world) nothingLeft() {
 	for _, node := range w.c.Nodes() {
 		w.eventually("nothing is left on "+node.Name, func() error {
 			links := w.on(node, "ip -br link | grep -E 'weft|blue0|red0|@eth0' || true")
-			records := w.on(node, "ls /var/lib/weft/attachments | grep json || true")
+			records := w.on(node, "ls /var/lib/weft/attachments /run/weft/attachments | grep json || true")
 			if links+records != "" {
 				return fmt.Errorf("links %q, records %q", links, records)
 			}
