@@ -189,7 +189,7 @@ func readMAC(s *Selection, field string, raw json.RawMessage) error {
 	switch {
 	case err == nil && len(hw) == 20: // IP over InfiniBand, RFC 4391 section 9.1.1
 	case err != nil || len(hw) != 6:
-		return &hint.Error{Field: field, Value: shown(written), Problem: "is no 48-bit MAC address", Remedy: "write six bytes like 02:00:00:12:34:56, or the twenty of an InfiniBand link"}
+		return &hint.Error{Field: field, Value: shown(written), Problem: "is no MAC address", Remedy: "give six bytes like 02:00:00:12:34:56, or the twenty of an InfiniBand link"}
 	case hw[0]&1 != 0:
 		return &hint.Error{Field: field, Value: written, Problem: "is a multicast address, which no link can have", Remedy: "clear the lowest bit of the first byte, as in 02:..."}
 	case hw.String() == "00:00:00:00:00:00":

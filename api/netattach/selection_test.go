@@ -121,7 +121,7 @@ func TestParseNetworksRefuses(t *testing.T) {
 			key + `[0].ips[3] "224.0.0.1": is no address an interface`, key + `[0].ips[4] "fe80::1%eth0": is no address an`, key + `[0].ips[5] "0.0.0.0"`,
 		}},
 		{"ip twice", `[{"name":"a","ips":["10.0.0.1","10.0.0.1/24"]}]`, []string{key + `[0].ips[1] "10.0.0.1/24": is asked for twice`}},
-		{"mac", `[{"name":"a","mac":"02:00"}]`, []string{key + `[0].mac "02:00": is no 48-bit MAC address`}},
+		{"mac", `[{"name":"a","mac":"02:00"}]`, []string{key + `[0].mac "02:00": is no MAC address`}},
 		{"mac of 8 bytes", `[{"name":"a","mac":"02:00:00:00:00:00:00:01"}]`, []string{key + `[0].mac "02:`}},
 		{"multicast mac", `[{"name":"a","mac":"01:00:5e:00:00:01"}]`, []string{key + `[0].mac "01:00:5e:00:00:01": is a multicast address`}},
 		{"zero mac", `[{"name":"a","mac":"00:00:00:00:00:00"}]`, []string{key + `[0].mac "00:00:00:00:00:00": is all zeros`}},
