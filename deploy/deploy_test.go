@@ -8,6 +8,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"text/template"
@@ -16,6 +17,7 @@ import (
 	apps "k8s.io/api/apps/v1"
 	core "k8s.io/api/core/v1"
 	rbac "k8s.io/api/rbac/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 )
 
@@ -96,6 +98,7 @@ func objects(t *testing.T, manifest string) map[string]any {
 			"ServiceAccount": &core.ServiceAccount{}, "ConfigMap": &core.ConfigMap{}, "DaemonSet": &apps.DaemonSet{},
 			"ClusterRole": &rbac.ClusterRole{}, "ClusterRoleBinding": &rbac.ClusterRoleBinding{},
 			"ValidatingAdmissionPolicy": &admission.ValidatingAdmissionPolicy{}, "ValidatingAdmissionPolicyBinding": &admission.ValidatingAdmissionPolicyBinding{},
+			"PodMonitor": &podMonitor{},
 		}[kind.Kind]
 		if !ok {
 			t.Fatalf("kind %q is not looked at", kind.Kind)
@@ -108,11 +111,27 @@ func objects(t *testing.T, manifest string) map[string]any {
 	return found
 }
 
+// podMonitor is what we write of the Prometheus operator's kind.
+type podMonitor struct {
+	meta.TypeMeta   `json:",inline"`
+	meta.ObjectMeta `json:"metadata"`
+	Spec            struct {
+		Selector            meta.LabelSelector `json:"selector"`
+		PodMetricsEndpoints []struct {
+			Port     string `json:"port"`
+			Path     string `json:"path"`
+			Interval string `json:"interval"`
+		} `json:"podMetricsEndpoints"`
+	} `json:"spec"`
+}
+
 func TestValues(t *testing.T) {
 	const settings = `{"agentWait":"60s","globalNamespaces":"it's: \"x\""}`
 	all := objects(t, render(t, func(values map[string]any) {
 		values["cni"] = map[string]any{"binDir": "/opt/b", "confDir": "/etc/c"}
 		values["image"] = map[string]any{"repository": "r", "tag": "t", "pullPolicy": "Never"}
+		values["http"] = map[string]any{"port": 1234, "pprof": true}
+		values["podMonitor"] = map[string]any{"enabled": true, "interval": "5s", "labels": map[string]any{"release": "prometheus"}}
 		values["settings"] = map[string]any{"agentWait": "60s", "globalNamespaces": `it's: "x"`}
 	}))
 	if got := strings.TrimSpace(all["ConfigMap weft"].(*core.ConfigMap).Data["cni.json"]); got != settings { //nolint:forcetypeassert // objects made it
@@ -123,9 +142,18 @@ func TestValues(t *testing.T) {
 	if container.Image != "r:t" || container.ImagePullPolicy != core.PullNever {
 		t.Errorf("image %s, %s", container.Image, container.ImagePullPolicy)
 	}
-	for _, text := range []string{strings.Join(container.Command, " "), strings.Join(container.ReadinessProbe.Exec.Command, " ")} {
-		if !strings.Contains(text, "--cni-conf-dir=/etc/c") {
-			t.Errorf("%s does not name the directory", text)
+	for _, want := range []string{"--cni-conf-dir=/etc/c", "--http-address=:1234", "--pprof"} {
+		if !slices.Contains(container.Command, want) {
+			t.Errorf("the command lacks %s: %v", want, container.Command)
+		}
+	}
+	monitor := all["PodMonitor weft"].(*podMonitor) //nolint:forcetypeassert // objects made it
+	if port := container.Ports[0]; port.ContainerPort != 1234 || port.Name != monitor.Spec.PodMetricsEndpoints[0].Port || monitor.Labels["release"] != "prometheus" {
+		t.Errorf("port %+v, monitor %+v", port, monitor)
+	}
+	for _, probe := range []*core.Probe{container.ReadinessProbe, container.LivenessProbe} {
+		if probe.HTTPGet.Port.StrVal != container.Ports[0].Name {
+			t.Errorf("a probe asks port %v", probe.HTTPGet.Port)
 		}
 	}
 	// What the runtime names must be there by the same name.

@@ -15,9 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
-	"time"
 
-	"github.com/weftnet/weft/internal/cniwire"
 	"github.com/weftnet/weft/internal/install"
 	"github.com/weftnet/weft/internal/local"
 	"github.com/weftnet/weft/internal/nodeagent"
@@ -43,7 +41,8 @@ func run() error {
 	settings := flags.String("cni-settings", "", "with --install: file with keys for the configuration, such as one made for Multus")
 	hostRoot := flags.String("host-root", "", "with --node: where the node's files are, if weftd runs in a container; foreign CNI plugins run there")
 	kubeletDir := flags.String("kubelet-dir", "/var/lib/kubelet", "with --node: directory of the node's kubelet (its --root-dir), which is asked for the devices of Pods")
-	probe := flags.Bool("probe", false, "ask the node's agent whether Pods can be attached")
+	web := flags.String("http-address", "", "with --node: where to serve /metrics, /healthz and /readyz, such as :9964")
+	profiles := flags.Bool("pprof", false, "with --http-address: serve /debug/pprof to 127.0.0.1")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	showVersion := flags.Bool("version", false, "print the version")
 	if err := flags.Parse(os.Args[1:]); err != nil {
@@ -67,9 +66,6 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	if *probe {
-		return ready(filepath.Join(in.Run, "cni.sock"), *confDir)
-	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: logLevel}))
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -78,7 +74,7 @@ func run() error {
 		return local.Run(ctx, local.Options{Instance: in, BinDirs: dirs, Accel: accel(log), Log: log})
 	}
 	opt := nodeagent.Options{
-		Kubeconfig: *kubeconfig, Node: *node, Instance: in.Tag, State: in.State, Run: in.Run, BinDirs: dirs, KubeletDir: *kubeletDir, HostRoot: *hostRoot, Log: log,
+		Kubeconfig: *kubeconfig, Node: *node, Instance: in.Tag, State: in.State, Run: in.Run, BinDirs: dirs, KubeletDir: *kubeletDir, HostRoot: *hostRoot, Web: *web, Profiles: *profiles, Version: version.Text, Log: log,
 	}
 	if *installs {
 		self, err := os.Executable()
@@ -88,24 +84,6 @@ func run() error {
 		opt.Install = &install.Installer{From: filepath.Dir(self), BinDir: dirs[0], ConfDir: *confDir, Settings: *settings, Log: log}
 	}
 	return nodeagent.Run(ctx, opt)
-}
-
-// probeLimit is shorter than what a kubelet gives a probe in our DaemonSet.
-const probeLimit = 4 * time.Second
-
-// ready asks the agent about the installed configuration, as the runtime does.
-func ready(socket, confDir string) error {
-	config, err := install.Config(confDir)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), probeLimit)
-	defer cancel()
-	response, err := cniwire.Call(ctx, socket, 0, cniwire.Request{Command: "STATUS", Config: config})
-	if err == nil && response.Error != nil {
-		err = response.Error
-	}
-	return err
 }
 
 // accel decides what executes guests: WEFT_ACCEL, or what a probe finds.

@@ -92,6 +92,7 @@ func (t *attaching) run(ctx context.Context) error {
 		return err
 	}
 	t.claims.introduce(t.box.ID, t.box.Pod)
+	allocated := measure(t.Observe, "ADD", "", "allocate")
 	if err := t.allocateAll(ctx); err != nil {
 		return err
 	}
@@ -102,13 +103,16 @@ func (t *attaching) run(ctx context.Context) error {
 	if err := t.planAndClaim(); err != nil {
 		return err
 	}
+	allocated()
 	if err := t.step("intent"); err != nil {
 		return err
 	}
 	t.intent = true
+	recorded := measure(t.Observe, "ADD", "", "record")
 	if err := t.save(t.box); err != nil {
 		return err
 	}
+	recorded()
 	if err := t.step("intent written"); err != nil {
 		return err
 	}
@@ -183,10 +187,12 @@ func (t *attaching) applyNative(ctx context.Context, group []*attachment) error 
 	if err != nil {
 		return err
 	}
+	applied := measure(t.Observe, "ADD", "", "apply")
 	facts, err := t.Dataplane.ReplaceIn(ctx, pod, last, want)
 	if err == nil && t.masquerades {
 		err = t.syncMasquerade(ctx)
 	}
+	applied()
 	if err != nil {
 		return fmt.Errorf("attach %s: %w", t.names(group), err)
 	}
@@ -286,9 +292,11 @@ func (t *attaching) conclude(ctx context.Context) error {
 	if err := t.step("routes"); err != nil {
 		return err
 	}
+	steered := measure(t.Observe, "ADD", "", "routes")
 	if err := t.resteer(ctx, t.box); err != nil {
 		return err
 	}
+	steered()
 	if err := t.settled(ctx); err != nil {
 		return err
 	}
@@ -298,9 +306,11 @@ func (t *attaching) conclude(ctx context.Context) error {
 	if err := t.step("result"); err != nil {
 		return err
 	}
+	recorded := measure(t.Observe, "ADD", "", "record")
 	if err := t.save(t.box); err != nil {
 		return err
 	}
+	recorded()
 	return t.step("result written")
 }
 

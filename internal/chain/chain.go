@@ -102,6 +102,8 @@ type Options struct {
 	HostNS string
 	// BootID is that of the running boot; optional, read from the kernel.
 	BootID string
+	// Observe is told of every phase of every call; optional. It must not wait.
+	Observe func(Phase)
 	// Log is where warnings about configs and repairs go; optional, nowhere.
 	Log *slog.Logger
 }
@@ -159,7 +161,7 @@ func New(ctx context.Context, options Options) (*Engine, error) {
 			return nil, err
 		}
 	}
-	e.runner = runner{binDirs: e.BinDirs, root: e.HostRoot, deadline: e.PluginTimeout, hostNS: options.HostNS}
+	e.runner = runner{binDirs: e.BinDirs, root: e.HostRoot, deadline: e.PluginTimeout, hostNS: options.HostNS, observe: options.Observe}
 	e.deviceFiles = device.Files{Root: e.HostRoot, Dir: e.DeviceDir}
 	e.noIPv6, e.optDAD = kernelFacts()
 	if err := e.load(ctx); err != nil {
@@ -283,7 +285,9 @@ func (e *Engine) Add(ctx context.Context, req Request) (*record.Sandbox, error) 
 	} else if err != nil {
 		return nil, err
 	}
+	resolved := measure(e.Observe, "ADD", "", "resolve")
 	delegates, err := e.resolve(ctx, req)
+	resolved()
 	if err != nil {
 		return nil, err
 	}

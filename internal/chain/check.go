@@ -29,7 +29,9 @@ func (e *Engine) Check(ctx context.Context, id string) error {
 	eyes := e.look(box.NetNS)
 	defer eyes.close()
 	var errs []error
+	compared := measure(e.Observe, "CHECK", "", "compare")
 	all, err := e.inspectAll(ctx, eyes, box)
+	compared()
 	if err != nil {
 		return err
 	}

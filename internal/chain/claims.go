@@ -41,6 +41,7 @@ type claim struct {
 	masquerade []netip.Prefix
 	macs       map[macKey]netstate.IfName
 	leases     []record.Lease
+	stages     []record.Stage // of its attachments
 }
 
 // sharedLink is a link of the host that several attachments stand on.
@@ -103,6 +104,7 @@ func (c *claims) set(id string, box *record.Sandbox) {
 				mine.shared = append(mine.shared, sharedLink{l.Name, l.Kind, l.Alias})
 			}
 		}
+		mine.stages = append(mine.stages, a.Stage)
 		mine.masquerade = append(mine.masquerade, a.Masquerade...)
 		mine.leases = append(mine.leases, a.Leases...)
 		if a.Selection != nil && a.Selection.MAC != "" {

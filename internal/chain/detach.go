@@ -226,7 +226,10 @@ func (u *undoing) deleteNative(ctx context.Context, list []*record.Attachment) e
 		netns = ""
 	}
 	if len(last.Host.Links)+len(last.Pod.Links) > 0 {
-		if err := u.Dataplane.Delete(ctx, netns, last); err != nil {
+		deleted := measure(u.Observe, "DEL", "", "delete")
+		err := u.Dataplane.Delete(ctx, netns, last)
+		deleted()
+		if err != nil {
 			for _, a := range list {
 				u.fail(a, fmt.Errorf("delete links: %w", err))
 			}

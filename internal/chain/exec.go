@@ -79,6 +79,8 @@ type runner struct {
 	deadline time.Duration
 	// hostNS is the namespace plugins run in; empty: this process's.
 	hostNS string
+	// observe, if set, is told how long each call took.
+	observe func(Phase)
 }
 
 // call is one call of one plugin.
@@ -96,6 +98,7 @@ func (r runner) run(ctx context.Context, c call) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer measure(r.observe, c.verb, c.plugin, "exec")()
 	limited, cancel := context.WithTimeout(ctx, r.deadline)
 	defer cancel()
 	stdout, stderr := &tail{limit: maxOutput}, &tail{limit: 4096}

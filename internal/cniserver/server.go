@@ -46,6 +46,10 @@ type Config struct {
 	Attached func(box *record.Sandbox)
 	// Refused is told of every ADD that failed, as Attached is; optional.
 	Refused func(pod record.Pod, cause error)
+	// Observe is told how long calls wait for their turn and take, Failed of each
+	// that failed; both optional.
+	Observe func(chain.Phase)
+	Failed  func(verb string, cause error)
 	Log     *slog.Logger
 }
 
@@ -56,9 +60,12 @@ type Server struct {
 	// slots bounds the calls worked on at once: each may run plugins.
 	slots chan struct{}
 
-	// mu guards told: what need not be said again.
-	mu   sync.Mutex
-	told map[string]bool
+	// mu guards the fields below it.
+	mu      sync.Mutex
+	told    map[string]bool // what need not be said again
+	waiting int
+	began   map[*turn]time.Time
+	kept    int
 }
 
 // Bounds.
@@ -82,7 +89,10 @@ func New(cfg Config) *Server {
 	if cfg.Refused == nil {
 		cfg.Refused = func(record.Pod, error) {}
 	}
-	return &Server{cfg: cfg, files: files{cfg.HostRoot}, slots: make(chan struct{}, maxCalls), told: map[string]bool{}}
+	if cfg.Failed == nil {
+		cfg.Failed = func(string, error) {}
+	}
+	return &Server{cfg: cfg, files: files{cfg.HostRoot}, slots: make(chan struct{}, maxCalls), told: map[string]bool{}, began: map[*turn]time.Time{}}
 }
 
 // Working is how many calls are being worked on.
@@ -143,10 +153,10 @@ func (s *Server) serve(ctx context.Context, conn net.Conn) {
 		s.cfg.Log.Warn("a CNI call cannot be read", "err", err)
 		return
 	}
-	s.slots <- struct{}{}
+	leave := s.enter(request.Command)
 	began := time.Now()
 	response := s.answer(ctx, request)
-	<-s.slots
+	leave()
 	log := s.cfg.Log.With("verb", request.Command, "sandbox", request.ContainerID, "took", time.Since(began).Round(time.Microsecond))
 	if response.Error != nil {
 		log.Warn("CNI call failed", "err", response.Error)
@@ -178,6 +188,7 @@ func (s *Server) answer(ctx context.Context, request cniwire.Request) (response 
 		result, err = s.do(ctx, request, conf)
 	}
 	if err != nil {
+		s.cfg.Failed(knownVerb(request.Command), err)
 		return cniwire.Response{Error: failure(err)}
 	}
 	return cniwire.Response{Result: result}
@@ -214,9 +225,11 @@ func (s *Server) add(ctx context.Context, engine *chain.Engine, request cniwire.
 	annotations, told := conf.annotations()
 	if !told && args.name != "" {
 		var err error
+		asked := s.measure("ADD", "annotations")
 		if annotations, err = s.cfg.Pods.Annotations(ctx, args.namespace, args.name, args.uid); err != nil {
 			return nil, err
 		}
+		asked()
 	}
 	network, err := conf.defaultNetwork(s.files)
 	if err != nil {
@@ -328,12 +341,24 @@ func (s *Server) drain(ctx context.Context) {
 	if err != nil {
 		s.cfg.Log.Error("look for DELs that were left", "err", err)
 	}
+	s.keptAre(len(files))
+	left := 0
 	for _, path := range files {
 		err := s.drainOne(ctx, path)
 		if err != nil && s.first(path+err.Error()) {
 			s.cfg.Log.Error("a DEL that was left while no agent ran; it is tried again", "path", path, "err", err)
 		}
+		if err != nil {
+			left++
+		}
 	}
+	s.keptAre(left)
+}
+
+func (s *Server) keptAre(count int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.kept = count
 }
 
 func (s *Server) drainOne(ctx context.Context, path string) error {

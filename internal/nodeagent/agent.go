@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -26,6 +27,7 @@ import (
 	"github.com/weftnet/weft/internal/install"
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/linux"
+	"github.com/weftnet/weft/internal/metrics"
 	"github.com/weftnet/weft/internal/networks"
 	"github.com/weftnet/weft/internal/reconcile"
 	"github.com/weftnet/weft/internal/record"
@@ -48,6 +50,12 @@ type Options struct {
 	KubeletDir string
 	// HostRoot is where the node's files are, if this is a container.
 	HostRoot string
+	// Web is where metrics and probes are served, such as :9964; empty: nowhere.
+	// Profiles adds pprof for who asks from the node itself.
+	Web      string
+	Profiles bool
+	// Version is told in the metrics.
+	Version string
 	// Install keeps weft in the runtime's directories; nil: somebody else does.
 	Install *install.Installer
 	Log     *slog.Logger
@@ -60,8 +68,12 @@ type agent struct {
 	api    *kube.Store
 	cache  *kube.Cache
 	engine *chain.Engine
+	// server is nil until all that was left by the agent before is dealt with.
+	server atomic.Pointer[cniserver.Server]
 	loop   *reconcile.Loop
 	looks  *reconcile.Loop // at what Pods have
+	count  *metrics.Metrics
+	socket string // where runtimes ask us
 	log    *slog.Logger
 	node   string // name
 
@@ -83,9 +95,15 @@ func Run(ctx context.Context, opt Options) (err error) {
 	if opt.Node == "" {
 		return &hint.Error{Field: "--node", Problem: "is missing", Remedy: "give the name of this node, or set NODE_NAME"}
 	}
-	api, err := kube.Connect(opt.Kubeconfig, "weftd")
+	a := &agent{log: opt.Log, node: opt.Node, socket: filepath.Join(opt.Run, "cni.sock"), boxes: map[store.Key]string{}, fresh: map[store.Key]fresh{}, watched: map[store.Key]*watched{}}
+	a.count = metrics.New(opt.Version, a.facts)
+	a.api, err = kube.Connect(opt.Kubeconfig, "weftd", a.count.Requested)
 	if err != nil {
 		return err
+	}
+	a.cache = kube.NewCache(a.api, opt.Log, kube.PodsOnNode(opt.Node), kube.Scope{GVK: networks.DefinitionKind})
+	if opt.Web != "" { // from the start: what comes first may take its time
+		defer a.serveWeb(ctx, opt)()
 	}
 	if err := linux.UnlockSysctls(); err != nil {
 		return err
@@ -111,14 +129,10 @@ func Run(ctx context.Context, opt Options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, plane.Close()) }()
-	a := &agent{
-		api: api, log: opt.Log, node: opt.Node, boxes: map[store.Key]string{}, fresh: map[store.Key]fresh{}, watched: map[store.Key]*watched{},
-		cache: kube.NewCache(api, opt.Log, kube.PodsOnNode(opt.Node), kube.Scope{GVK: networks.DefinitionKind}),
-	}
 	a.engine, err = chain.New(ctx, chain.Options{
 		Instance: opt.Instance, Machine: opt.Node, Records: records, Dataplane: plane, Host: plane.Host(), Addresses: ipam.NewMemory(),
-		Networks: definitions{networks.Definitions{Reader: a.cache}, networks.Definitions{Reader: api}}, BinDirs: opt.BinDirs, HostRoot: opt.HostRoot,
-		Devices: device.NewKubelet(opt.HostRoot, opt.KubeletDir), Log: opt.Log,
+		Networks: definitions{networks.Definitions{Reader: a.cache}, networks.Definitions{Reader: a.api}}, BinDirs: opt.BinDirs, HostRoot: opt.HostRoot,
+		Devices: device.NewKubelet(opt.HostRoot, opt.KubeletDir), Observe: a.observe, Log: opt.Log,
 	})
 	if err != nil {
 		return err
@@ -133,9 +147,11 @@ func Run(ctx context.Context, opt Options) (err error) {
 	if err := a.remember(records); err != nil {
 		return err
 	}
-	return a.run(ctx, opt.Install, cniserver.New(cniserver.Config{
-		Socket: filepath.Join(opt.Run, "cni.sock"), Queue: filepath.Join(opt.State, "dels"), Engine: a.engine, Pods: a, HostRoot: opt.HostRoot, Attached: a.attached, Refused: a.refused, Log: opt.Log,
+	a.server.Store(cniserver.New(cniserver.Config{
+		Socket: a.socket, Queue: filepath.Join(opt.State, "dels"), Engine: a.engine, Pods: a, HostRoot: opt.HostRoot,
+		Attached: a.attached, Refused: a.refused, Observe: a.observe, Failed: a.failed, Log: opt.Log,
 	}))
+	return a.run(ctx, opt)
 }
 
 // task runs until ctx ends.
@@ -143,12 +159,12 @@ type task interface {
 	Run(ctx context.Context) error
 }
 
-func (a *agent) run(ctx context.Context, installer *install.Installer, server *cniserver.Server) error {
-	a.calls = server.Working
+func (a *agent) run(ctx context.Context, opt Options) error {
+	a.calls = a.server.Load().Working
 	group, ctx := errgroup.WithContext(ctx)
-	tasks := []task{a.cache, a.loop, a.looks, reconcile.Source{Store: a.cache, GVK: podKind, Loop: a.loop}, server, definer{a.api, a.log}}
-	if installer != nil {
-		tasks = append(tasks, installer)
+	tasks := []task{a.cache, a.loop, a.looks, reconcile.Source{Store: a.cache, GVK: podKind, Loop: a.loop}, a.server.Load(), definer{a.api, a.log}}
+	if opt.Install != nil {
+		tasks = append(tasks, opt.Install)
 	}
 	for _, task := range tasks {
 		group.Go(func() error {

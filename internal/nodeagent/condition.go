@@ -99,6 +99,7 @@ func (a *agent) writeCondition(ctx context.Context, pod *store.Object, want cond
 	seen.told = want
 	switch {
 	case want.status == "False":
+		a.count.Changed()
 		a.log.Warn("a Pod's networks are not as they were made", "pod", store.KeyOf(pod).String(), "found", want.message)
 		a.tellChange(ctx, pod, "Warning", networksChanged, want.message)
 	case have.status == "False":

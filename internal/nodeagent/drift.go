@@ -52,6 +52,8 @@ type watched struct {
 	suspect bool
 	// told is the condition that was written last; the cache may be behind.
 	told condition
+	// changed: its networks are not as they were made. The agent's mu guards it.
+	changed bool
 }
 
 // watchOver compares what a Pod has with what it was given, tells of differences
@@ -88,6 +90,9 @@ func (a *agent) watchOver(ctx context.Context, key store.Key) (time.Duration, er
 			return 0, err
 		}
 	}
+	a.mu.Lock()
+	seen.changed = lacking(found) != ""
+	a.mu.Unlock()
 	return next, a.writeCondition(ctx, pod, conditionOf(found), seen)
 }
 
@@ -152,6 +157,7 @@ func (a *agent) repair(ctx context.Context, pod *store.Object, box *record.Sandb
 	if len(done) == 0 {
 		return found, nil
 	}
+	a.count.Repaired(len(done))
 	a.log.Info("repaired", "pod", store.KeyOf(pod).String(), "was", lacking(done))
 	a.tellChange(ctx, pod, "Normal", networkRepaired, "Put right: "+lacking(done))
 	return a.inspect(ctx, box)

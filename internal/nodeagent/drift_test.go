@@ -17,6 +17,7 @@ import (
 	"github.com/weftnet/weft/internal/dataplane"
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/linux"
+	"github.com/weftnet/weft/internal/metrics"
 	"github.com/weftnet/weft/internal/networks"
 	"github.com/weftnet/weft/internal/record"
 	"github.com/weftnet/weft/internal/store"
@@ -47,7 +48,7 @@ func newLooker(t *testing.T) *looker {
 		t.Fatal(err)
 	}
 	l := &looker{t: t, ns: strings.ToLower(t.Name()), dir: t.TempDir(), agent: &agent{
-		api: api, node: "looked", log: log, boxes: map[store.Key]string{}, watched: map[store.Key]*watched{},
+		api: api, node: "looked", log: log, count: metrics.New("test", func() metrics.Facts { return metrics.Facts{} }), boxes: map[store.Key]string{}, watched: map[store.Key]*watched{},
 		cache: kube.NewCache(api, log, kube.PodsOnNode("looked"), kube.Scope{GVK: networks.DefinitionKind}),
 	}}
 	t.Cleanup(func() {

@@ -152,6 +152,9 @@ func (l *lab) eventually(what string, try func() error) {
 	}
 }
 
+// labWeb is where the agent serves metrics and probes.
+const labWeb = "127.0.0.1:9964"
+
 // start starts the agent; false if it ended before it listened.
 func (l *lab) start(env ...string) bool {
 	l.t.Helper()
@@ -160,7 +163,7 @@ func (l *lab) start(env ...string) bool {
 		l.t.Fatal(err)
 	}
 	l.agent = exec.Command("nsenter", "--net="+l.c.NetNS(), "--", filepath.Join(l.bin, "weftd"),
-		"--root", l.dir, "--node", "n1", "--kubeconfig", kubeconfig, "--cni-bin-dirs", l.bin)
+		"--root", l.dir, "--node", "n1", "--kubeconfig", kubeconfig, "--cni-bin-dirs", l.bin, "--http-address", labWeb, "--pprof")
 	l.agent.Env = append(os.Environ(), env...)
 	log, err := os.OpenFile(filepath.Join(l.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {

@@ -76,10 +76,35 @@ func TestInstall(t *testing.T) {
 	}
 	w.eventually("a reaches b on net1", func() error { return w.ping(a, "192.168.77.11") })
 	w.policy(a, b)
+	w.web()
 	t.Run("devices", func(t *testing.T) { w.in(t).devices() })
 	w.primaryChanges()
 	w.upgrade()
 	w.uninstalled(a)
+}
+
+// web asks the agents for metrics and how they are, also while the API server is
+// away: a working agent must not be started anew for that.
+func (w *world) web() {
+	w.t.Helper()
+	const agent = "http://127.0.0.1:9964"
+	for _, node := range w.c.Nodes() {
+		if out := w.on(node, "curl -sf "+agent+"/metrics"); !strings.Contains(out, `weft_cni_duration_seconds_count{phase="total",plugin="",verb="ADD"}`) || !strings.Contains(out, "weft_build_info{") {
+			w.t.Errorf("the metrics of %s are\n%s", node.Name, out)
+		}
+	}
+	if err := w.c.Kill(kubelab.APIServer); err != nil {
+		w.t.Fatal(err)
+	}
+	for _, node := range w.c.Nodes() {
+		w.on(node, "curl -sf "+agent+"/healthz "+agent+"/readyz")
+		if code, err := node.Exec(w.t.Context(), "curl", "-sf", agent+"/debug/pprof/"); err == nil {
+			w.t.Errorf("profiles are served without --pprof: %s", code)
+		}
+	}
+	if err := w.c.WaitAPI(); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // foreignConf needs everything of the agent's container: nft for masquerading, a

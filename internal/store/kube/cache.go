@@ -101,6 +101,18 @@ func (c *Cache) Run(ctx context.Context) error {
 	return nil
 }
 
+// Synced says whether the first list of every kind has come.
+func (c *Cache) Synced() bool {
+	for _, f := range c.kinds {
+		select {
+		case <-f.synced:
+		default:
+			return false
+		}
+	}
+	return true
+}
+
 // kind gives what is followed of a kind, filled.
 func (c *Cache) kind(ctx context.Context, gvk schema.GroupVersionKind) (*followed, error) {
 	f := c.kinds[gvk]

@@ -16,13 +16,16 @@ const (
 
 // Connect gives the store of the cluster that a kubeconfig file names; empty:
 // that of the service account of the Pod this process runs in. program is how it
-// calls itself to the API server.
-func Connect(kubeconfig, program string) (*Store, error) {
+// calls itself to the API server. observe may be nil.
+func Connect(kubeconfig, program string, observe Observe) (*Store, error) {
 	config, err := configOf(kubeconfig)
 	if err != nil {
 		return nil, err
 	}
 	config.QPS, config.Burst, config.UserAgent = queriesPerSecond, queryBurst, program
+	if observe != nil {
+		observed(config, observe)
+	}
 	return New(config)
 }
 

@@ -1,0 +1,52 @@
+package nodeagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/weftnet/weft/internal/cniwire"
+	"github.com/weftnet/weft/internal/install"
+)
+
+// alive says whether a new process would do better: if a call does not end. An
+// API server, a plugin or a primary network that is away is no reason.
+func (a *agent) alive(context.Context) error {
+	if server := a.server.Load(); server != nil {
+		return server.Stuck(time.Now())
+	}
+	return nil
+}
+
+// readyPatience is shorter than what the kubelet gives a probe in our DaemonSet.
+const readyPatience = 4 * time.Second
+
+// ready says whether Pods can be attached: the Pods and networks are known, weft
+// is what the runtime calls, its calls are answered, and there is a primary
+// network. What was known stays known while the API server is away.
+func (a *agent) ready(ctx context.Context, installer *install.Installer) error {
+	ctx, cancel := context.WithTimeout(ctx, readyPatience)
+	defer cancel()
+	if a.server.Load() == nil {
+		return errors.New("what was left before this start is still being dealt with")
+	}
+	if !a.cache.Synced() {
+		return errors.New("the API server has not told yet what Pods and networks there are")
+	}
+	config := []byte("{}")
+	if installer != nil {
+		var err error
+		if config, err = install.Config(installer.ConfDir); err != nil {
+			return err
+		}
+	}
+	response, err := cniwire.Call(ctx, a.socket, 0, cniwire.Request{Command: "STATUS", Config: config})
+	if err != nil {
+		return fmt.Errorf("ask as the runtime does: %w", err)
+	}
+	if response.Error != nil {
+		return response.Error
+	}
+	return nil
+}

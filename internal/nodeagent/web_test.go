@@ -1,0 +1,109 @@
+package nodeagent
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/weftnet/weft/test/kubelab"
+)
+
+// ask gives the status code and the body of a page of the agent.
+func (l *lab) ask(page string) (code, body string) {
+	l.t.Helper()
+	out := l.in(l.c.NetNS(), "curl", "-s", "-w", "%{http_code}", "http://"+labWeb+page)
+	return out[len(out)-3:], out[:len(out)-3]
+}
+
+func (l *lab) is(page, code, text string) {
+	l.t.Helper()
+	if got, body := l.ask(page); got != code || !strings.Contains(body, text) {
+		l.t.Errorf("%s answers %s %q, want %s %q", page, got, body, code, text)
+	}
+}
+
+// TestMetricsAndProbes asks a real agent before, while and after it works, and
+// while the API server is away.
+func TestMetricsAndProbes(t *testing.T) {
+	l := newLab(t)
+	l.start()
+	l.eventually("the agent is ready", func() error {
+		if code, body := l.ask("/readyz"); code != "200" {
+			return fmt.Errorf("%s: %s", code, body)
+		}
+		return nil
+	})
+	l.define()
+	p := l.pod(mixed)
+	p.sandbox(true)
+	if err := p.add(); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.runtime.CheckNetworkList(t.Context(), p.list(""), p.now); err != nil {
+		t.Error(err)
+	}
+	lost := l.pod("nowhere")
+	lost.sandbox(true)
+	if err := lost.add(); err == nil {
+		t.Error("a network that is not there was attached")
+	}
+	_, with := l.ask("/metrics")
+	for _, want := range []string{
+		`weft_cni_duration_seconds_count{phase="total",plugin="",verb="ADD"} 2`, `weft_cni_duration_seconds_count{phase="queue",plugin="",verb="ADD"} 2`,
+		`weft_cni_duration_seconds_count{phase="apply",plugin="",verb="ADD"} `, `weft_cni_duration_seconds_count{phase="resolve",plugin="",verb="ADD"} 2`,
+		`weft_cni_duration_seconds_count{phase="exec",plugin="alpha",verb="ADD"} 1`, `weft_cni_duration_seconds_count{phase="compare",plugin="",verb="CHECK"} 1`,
+		`weft_cni_failures_total{cause="unknown-network",verb="ADD"} 1`, `weft_attachments{stage="attached"} 3`, `weft_cni_calls{state="working"} 0`, `weft_cni_kept_dels 0`,
+		`weft_api_requests_total{code="200",method="WATCH",resource="pods"}`, `weft_build_info{`,
+	} {
+		if !strings.Contains(with, want) {
+			t.Errorf("the metrics lack %s", want)
+		}
+	}
+	if strings.Contains(with, p.key.Name) || strings.Contains(with, l.ns) || strings.Contains(with, "tuned") {
+		t.Error("a label names a Pod or a network")
+	}
+	if count := strings.Count(with, "\nweft_"); count > 500 {
+		t.Errorf("there are %d series", count)
+	}
+	l.is("/debug/pprof/cmdline", "200", "weftd")
+
+	if err := l.c.Kill(kubelab.APIServer); err != nil {
+		t.Fatal(err)
+	}
+	l.is("/healthz", "200", "ok") // and ready for what needs no API server
+	l.is("/readyz", "200", "ok")
+	if err := l.c.WaitAPI(); err != nil {
+		t.Fatal(err)
+	}
+	p.end()
+	lost.end()
+	if _, after := l.ask("/metrics"); !strings.Contains(after, `weft_attachments{stage="attached"} 0`) || !strings.Contains(after, `phase="exec",plugin="alpha",verb="DEL"`) {
+		t.Errorf("after DEL the metrics are\n%s", after)
+	}
+	if err := os.Remove(l.socket()); err != nil { // nobody reaches the agent any more
+		t.Fatal(err)
+	}
+	l.is("/readyz", "503", "ask as the runtime does")
+	l.is("/healthz", "200", "ok")
+	l.kill()
+	l.nothingLeft()
+}
+
+// TestProfilesAreForTheNode: whoever is elsewhere gets none, and nobody without
+// the flag.
+func TestProfilesAreForTheNode(t *testing.T) {
+	mux := http.NewServeMux()
+	profiles(mux)
+	for from, want := range map[string]int{"127.0.0.1:4": 200, "[::1]:4": 200, "192.0.2.1:4": 403, "[::ffff:192.0.2.1]:4": 403, "": 403} {
+		request := httptest.NewRequest(http.MethodGet, "/debug/pprof/cmdline", nil)
+		request.RemoteAddr = from
+		answer := httptest.NewRecorder()
+		mux.ServeHTTP(answer, request)
+		if answer.Code != want {
+			t.Errorf("from %q: got %d, want %d", from, answer.Code, want)
+		}
+	}
+}
