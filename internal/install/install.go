@@ -43,10 +43,16 @@ type Installer struct {
 	// Settings is a file with keys for our configuration, in Multus' form; empty,
 	// or none there: none.
 	Settings string
-	Log      *slog.Logger
+	// Rival is told, now and again, of what keeps the runtime from calling weft:
+	// another configuration that comes first, or somebody who takes ours away. It
+	// must not wait. Optional.
+	Rival func(problem string)
+	Log   *slog.Logger
 
-	last seen
-	told string // the last thing we complained of
+	last    seen
+	told    string // the last thing we complained of
+	wrote   string // what our file was last said to be
+	rivalry rivalry
 }
 
 // seen is what one look finds.
@@ -110,6 +116,7 @@ func (i *Installer) Run(ctx context.Context) error {
 // step looks once, and acts on what two looks in a row have seen: what changes
 // in between is not done yet.
 func (i *Installer) step(now time.Time) {
+	i.watchRivals(now)
 	found := i.look(now)
 	if found != i.last {
 		i.last = found
@@ -119,8 +126,9 @@ func (i *Installer) step(now time.Time) {
 	if problem == "" {
 		path := filepath.Join(i.ConfDir, ConfigFile)
 		changed, err := replace(path, []byte(found.config), 0o600)
-		if changed {
+		if changed && found.config != i.wrote { // the same again: see watchRivals
 			i.Log.Info("wrote the CNI configuration", "path", path, "primary", found.primary)
+			i.wrote = found.config
 		}
 		if err != nil {
 			problem = err.Error() // tried again soon

@@ -120,6 +120,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	}
 	defer func() { err = errors.Join(err, release()) }()
 	if opt.Install != nil { // we are the only agent here, so the only installer
+		opt.Install.Rival = a.tellRival
 		if err := opt.Install.Prepare(); err != nil {
 			return err
 		}

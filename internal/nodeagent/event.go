@@ -24,6 +24,10 @@ const (
 	noNetworkFound = "NoNetworkFound"
 )
 
+// notCalled is the reason of events of the node, for who looks why Pods lack
+// networks.
+const notCalled = "WeftNotCalled"
+
 // tellAttached writes one event for all that a Pod has.
 func (a *agent) tellAttached(ctx context.Context, pod *store.Object, box *record.Sandbox) {
 	var parts []string
@@ -62,30 +66,55 @@ const maxEvent = 1000
 // tell writes an event. The same one again is none: its name follows from what
 // it says.
 func (a *agent) tell(ctx context.Context, pod store.Key, uid, kind, reason, message string) {
-	a.write(ctx, pod, uid, kind, reason, message, "")
+	a.write(ctx, involved{"Pod", pod, uid}, kind, reason, message, "")
 }
 
 // tellChange writes an event of something that may happen again.
 func (a *agent) tellChange(ctx context.Context, pod *store.Object, kind, reason, message string) {
-	a.write(ctx, store.KeyOf(pod), string(pod.GetUID()), kind, reason, message, time.Now().String())
+	a.write(ctx, involved{"Pod", store.KeyOf(pod), string(pod.GetUID())}, kind, reason, message, time.Now().String())
+}
+
+// tellRival writes an event of our node: the runtime does not call us.
+func (a *agent) tellRival(problem string) {
+	go func() { // whoever tells us goes on looking
+		ctx, cancel := context.WithTimeout(context.Background(), eventPatience)
+		defer cancel()
+		// By its name, as the kubelet has it, so that describing the node shows it.
+		a.write(ctx, involved{"Node", store.Key{Name: a.node}, a.node}, "Warning", notCalled, problem, "")
+	}()
+}
+
+// involved is what an event is about.
+type involved struct {
+	kind string
+	key  store.Key
+	uid  string
+}
+
+// namespace is where the event belongs: those of nodes into default.
+func (i involved) namespace() string {
+	if i.key.Namespace == "" {
+		return "default"
+	}
+	return i.key.Namespace
 }
 
 // write writes an event, unless there is one that says the same with the same
 // seed.
-func (a *agent) write(ctx context.Context, pod store.Key, uid, kind, reason, message, seed string) {
+func (a *agent) write(ctx context.Context, about involved, kind, reason, message, seed string) {
 	if len(message) > maxEvent {
 		message = strings.ToValidUTF8(message[:maxEvent], "")
 	}
-	sum := sha256.Sum256([]byte(uid + reason + message + seed))
+	sum := sha256.Sum256([]byte(about.uid + reason + message + seed))
 	now := time.Now().UTC().Format(time.RFC3339)
 	event := &store.Object{Object: map[string]any{
 		"apiVersion": "v1", "kind": eventKind.Kind,
-		"metadata":       map[string]any{"namespace": pod.Namespace, "name": pod.Name + "." + hex.EncodeToString(sum[:8])},
-		"involvedObject": map[string]any{"apiVersion": "v1", "kind": "Pod", "namespace": pod.Namespace, "name": pod.Name, "uid": uid},
+		"metadata":       map[string]any{"namespace": about.namespace(), "name": about.key.Name + "." + hex.EncodeToString(sum[:8])},
+		"involvedObject": map[string]any{"apiVersion": "v1", "kind": about.kind, "namespace": about.key.Namespace, "name": about.key.Name, "uid": about.uid},
 		"type":           kind, "reason": reason, "message": message, "count": int64(1), "firstTimestamp": now, "lastTimestamp": now,
 		"source": map[string]any{"component": "weft", "host": a.node}, "reportingComponent": "weft", "reportingInstance": a.node,
 	}}
 	if _, err := a.api.Create(ctx, event); err != nil && !errors.Is(err, store.ErrExists) {
-		a.log.Debug("write event", "pod", pod.String(), "reason", reason, "err", err)
+		a.log.Debug("write event", "about", about.key.String(), "reason", reason, "err", err)
 	}
 }

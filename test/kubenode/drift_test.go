@@ -12,7 +12,7 @@ import (
 func (w *world) inside(node *kubelab.Node, pod, command string) string {
 	w.t.Helper()
 	name := strings.TrimPrefix(pod, "pod/")
-	return w.on(node, `ns=$(grep -h '"name":"`+name+`"' /var/lib/weft/attachments/*.json | tail -n1 | sed 's/.*"netns":"\([^"]*\)".*/\1/'); nsenter --net="$ns" `+command)
+	return w.on(node, `ns=$(grep -h '"name":"`+name+`"' /var/lib/weft/attachments/*.json /run/weft/attachments/*.json 2>/dev/null | tail -n1 | sed 's/.*"netns":"\([^"]*\)".*/\1/'); nsenter --net="$ns" `+command)
 }
 
 // drift takes an address off a Pod of node n2, and later has that told, and

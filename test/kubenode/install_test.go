@@ -77,6 +77,7 @@ func TestInstall(t *testing.T) {
 	w.eventually("a reaches b on net1", func() error { return w.ping(a, "192.168.77.11") })
 	w.policy(a, b)
 	w.web()
+	w.rival()
 	t.Run("devices", func(t *testing.T) { w.in(t).devices() })
 	w.primaryChanges()
 	w.upgrade()
@@ -105,6 +106,27 @@ func (w *world) web() {
 	if err := w.c.WaitAPI(); err != nil {
 		w.t.Fatal(err)
 	}
+}
+
+// rival puts a configuration before ours, which an event of the node tells.
+func (w *world) rival() {
+	w.t.Helper()
+	n2 := w.c.Nodes()[1]
+	w.on(n2, "cp /etc/cni/net.d/10-primary.conflist /etc/cni/net.d/00-first.conflist")
+	w.eventually("an event tells that another configuration takes node n2", func() error {
+		out := w.kubectl("get", "events", "--field-selector=reason=WeftNotCalled,involvedObject.kind=Node,involvedObject.name=n2", "-o", "jsonpath={.items[*].message}")
+		if !strings.Contains(out, "/etc/cni/net.d/00-first.conflist") {
+			return fmt.Errorf("there are %q", out)
+		}
+		return nil
+	})
+	w.on(n2, "rm /etc/cni/net.d/00-first.conflist")
+	w.eventually("the primary network is the one that was", func() error {
+		if out := w.on(n2, "cat /etc/cni/net.d/00-weft.conflist"); !strings.Contains(out, "10-primary.conflist") {
+			return fmt.Errorf("our configuration is %s", out)
+		}
+		return nil
+	})
 }
 
 // foreignConf needs everything of the agent's container: nft for masquerading, a
