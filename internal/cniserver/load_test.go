@@ -58,6 +58,14 @@ func TestLoad(t *testing.T) {
 	if got := s.Load(); got != want {
 		t.Errorf("load is %+v, want %+v", got, want)
 	}
+	ours, theirs := net.Pipe()
+	go s.serve(ctx, theirs)
+	status := request
+	status.Command = "STATUS"
+	var ready cniwire.Response
+	if err := errors.Join(ours.SetDeadline(time.Now().Add(time.Minute)), cniwire.Write(ours, status), cniwire.Read(ours, &ready)); err != nil || ready.Error != nil {
+		t.Errorf("STATUS among calls that wait: %+v (%v)", ready, err)
+	}
 	if err := s.Stuck(time.Now().Add(callLimit)); err != nil {
 		t.Errorf("calls that wait make it stuck: %v", err)
 	}
