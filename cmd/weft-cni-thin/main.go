@@ -2,8 +2,9 @@
 // agent: for podman, nerdctl and machines with few containers; and what weft-cni
 // hands over to where its agent is away and not needed.
 //
-// It attaches the networks of the CNI configuration. It asks no Kubernetes API,
-// so it refuses Pods whose annotations ask for more.
+// It attaches the networks of the CNI configuration and, where that names a
+// kubeconfig, those that the Pod's annotations ask for. Without a kubeconfig Pods
+// that ask for more are refused.
 package main
 
 import (
@@ -20,6 +21,7 @@ import (
 
 	"github.com/weftnet/weft/internal/cniserver"
 	"github.com/weftnet/weft/internal/cniwire"
+	"github.com/weftnet/weft/internal/kubeapi"
 )
 
 // versions of CNI weft speaks.
@@ -46,10 +48,12 @@ const (
 
 func run(command string, args *skel.CmdArgs) error {
 	conf := struct {
-		Instance string `json:"instance"`
-		StateDir string `json:"stateDir"`
-		RunDir   string `json:"runDir"`
-		BinDir   string `json:"binDir"`
+		Type       string `json:"type"`
+		Instance   string `json:"instance"`
+		StateDir   string `json:"stateDir"`
+		RunDir     string `json:"runDir"`
+		BinDir     string `json:"binDir"`
+		Kubeconfig string `json:"kubeconfig"`
 	}{Instance: defaultInstance, StateDir: defaultState, RunDir: defaultRun}
 	if err := json.Unmarshal(args.StdinData, &conf); err != nil {
 		return types.NewError(types.ErrDecodingFailure, "the network configuration cannot be read", err.Error())
@@ -59,6 +63,14 @@ func run(command string, args *skel.CmdArgs) error {
 	direct := cniserver.Direct{
 		Instance: conf.Instance, State: conf.StateDir, Run: conf.RunDir, Machine: machine(), BinDirs: binDirs(conf.BinDir, args.Path),
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	}
+	// A call that weft-cni hands over needs no API: the agent tells it, one day.
+	if conf.Kubeconfig != "" && conf.Type != "weft-cni" && command == "ADD" {
+		client, err := kubeapi.Open(conf.Kubeconfig)
+		if err != nil {
+			return types.NewError(types.ErrInvalidNetworkConfig, err.Error(), "")
+		}
+		direct.API = client
 	}
 	response := direct.Call(ctx, cniwire.Request{
 		Command: command, ContainerID: args.ContainerID, NetNS: args.Netns, IfName: args.IfName,

@@ -209,6 +209,23 @@ func parseArgs(text string) podArgs {
 	return args
 }
 
+// Unanswered says what to do about a question the API server did not answer, or
+// to which it knows no answer (missing). Errors that say so themselves come back
+// as they are.
+func Unanswered(err error, missing bool) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := errors.AsType[*hint.Error](err); ok {
+		return err
+	}
+	problem, remedy := "did not answer", "see that it can be reached from this node; the runtime tries again"
+	if missing {
+		problem, remedy = "does not have it", "nothing, if it was deleted; otherwise the runtime tries again"
+	}
+	return &hint.Error{Field: "API server", Problem: problem, Err: fmt.Errorf("%w (%w)", err, ErrTryAgain), Remedy: remedy}
+}
+
 // cniError gives an error its code of the CNI specification, section 5.
 func cniError(err error) (code uint) {
 	switch {

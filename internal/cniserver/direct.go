@@ -12,8 +12,10 @@ import (
 	"github.com/weftnet/weft/internal/chain"
 	"github.com/weftnet/weft/internal/cniwire"
 	"github.com/weftnet/weft/internal/dataplane"
+	"github.com/weftnet/weft/internal/device"
 	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/ipam"
+	"github.com/weftnet/weft/internal/kubeapi"
 	"github.com/weftnet/weft/internal/record"
 )
 
@@ -24,19 +26,47 @@ type Direct struct {
 	Instance, State, Run, Machine string
 	// BinDirs are searched for foreign plugins; optional.
 	BinDirs []string
-	Log     *slog.Logger
+	// API is asked what Pods want and which networks there are, and told what Pods
+	// have; optional: the networks of the configuration are attached.
+	API *kubeapi.Client
+	Log *slog.Logger
 }
 
 // ownPatience is how long a call waits for another that is being done.
 const ownPatience = 30 * time.Second
 
+// kubeletDir is where kubelets keep their files unless told otherwise.
+const kubeletDir = "/var/lib/kubelet"
+
 // Call does one call on the records and the kernel, then lets go of both. Calls
 // at the same time wait for each other.
-func (d Direct) Call(ctx context.Context, request cniwire.Request) (response cniwire.Response) {
+func (d Direct) Call(ctx context.Context, request cniwire.Request) cniwire.Response {
 	if request.Command == "STATUS" { // is about the configuration alone
 		return New(Config{Log: d.Log}).answer(ctx, request)
 	}
-	engine, closeAll, err := d.open(ctx)
+	if d.API == nil {
+		return d.call(ctx, request, Config{Pods: noPods{d.Log}}, chain.Options{Networks: noNetworks{}})
+	}
+	api := newCluster(d.API, d.Log)
+	if request.Command == "ADD" {
+		if err := api.ask(ctx, request); err != nil {
+			return cniwire.Response{Error: failure(err)}
+		}
+	}
+	var box *record.Sandbox
+	attached := func(made *record.Sandbox) { box = made }
+	response := d.call(ctx, request, Config{Pods: api, Attached: attached}, chain.Options{
+		Networks: api, Claims: api, Devices: device.NewKubelet("", kubeletDir),
+	})
+	if box != nil && response.Error == nil {
+		api.writeStatus(ctx, box)
+	}
+	return response
+}
+
+// call does one call while it owns the records.
+func (d Direct) call(ctx context.Context, request cniwire.Request, server Config, options chain.Options) cniwire.Response {
+	engine, closeAll, err := d.open(ctx, options)
 	if err != nil {
 		return cniwire.Response{Error: failure(err)}
 	}
@@ -45,10 +75,12 @@ func (d Direct) Call(ctx context.Context, request cniwire.Request) (response cni
 			d.Log.Warn("let go of records and kernel", "err", err)
 		}
 	}()
-	return New(Config{Engine: engine, Pods: noPods{d.Log}, Log: d.Log}).answer(ctx, request)
+	server.Engine, server.Log = engine, d.Log
+	return New(server).answer(ctx, request)
 }
 
-func (d Direct) open(ctx context.Context) (engine *chain.Engine, closeAll func() error, err error) {
+// open completes the options by what is the same for every call.
+func (d Direct) open(ctx context.Context, options chain.Options) (engine *chain.Engine, closeAll func() error, err error) {
 	records, err := record.Open(filepath.Join(d.State, "attachments"), filepath.Join(d.Run, "attachments"))
 	if err != nil {
 		return nil, nil, err
@@ -67,10 +99,9 @@ func (d Direct) open(ctx context.Context) (engine *chain.Engine, closeAll func()
 		return nil, nil, errors.Join(err, release())
 	}
 	closeAll = func() error { return errors.Join(plane.Close(), release()) }
-	engine, err = chain.New(ctx, chain.Options{
-		Instance: d.Instance, Machine: d.Machine, Records: records, Dataplane: plane, Host: plane.Host(), Addresses: ipam.NewMemory(),
-		Networks: noNetworks{}, BinDirs: d.BinDirs, Log: d.Log,
-	})
+	options.Instance, options.Machine, options.BinDirs, options.Log = d.Instance, d.Machine, d.BinDirs, d.Log
+	options.Records, options.Dataplane, options.Host, options.Addresses = records, plane, plane.Host(), ipam.NewMemory()
+	engine, err = chain.New(ctx, options)
 	if err != nil {
 		return nil, nil, errors.Join(err, closeAll())
 	}

@@ -27,9 +27,7 @@ func (p *pod) whole() {
 	if fmt.Sprint(have) != fmt.Sprint(firstAddresses) {
 		p.t.Errorf("the Pod has %v, want %v", have, firstAddresses)
 	}
-	if err := p.runtime.CheckNetworkList(p.t.Context(), p.list(""), p.now); err != nil {
-		p.t.Errorf("CHECK: %v", err)
-	}
+	p.check()
 	p.agrees("eth0", "net1", "net2")
 }
 

@@ -100,9 +100,7 @@ func TestAPIFaultsWhileRunning(t *testing.T) {
 				}
 			}
 			gone.end()
-			if err := p.runtime.CheckNetworkList(t.Context(), p.list(""), p.now); err != nil {
-				t.Errorf("CHECK: %v", err)
-			}
+			p.check()
 			l.nothing()
 			p.agrees("eth0", "net1")
 			p.hotplug()
@@ -116,10 +114,7 @@ func TestAPIFaultsWhileRunning(t *testing.T) {
 func (p *pod) hotplug() {
 	p.t.Helper()
 	p.nad("later-"+p.key.Name, `{"cniVersion":"1.0.0","type":"bridge","bridge":"later0","ipam":{"type":"host-local","subnet":"10.64.0.0/24"}}`)
-	changes := map[string]any{"metadata": map[string]any{"annotations": map[string]any{netattach.NetworksAnnotation: "blue,later-" + p.key.Name}}}
-	if _, err := p.api.Patch(p.t.Context(), podKind, p.key, changes, store.Precondition{}); err != nil {
-		p.t.Fatal(err)
-	}
+	p.annotate(netattach.NetworksAnnotation, "blue,later-"+p.key.Name)
 	p.eventually("a new network", func() error {
 		tells, err := p.status()
 		if err == nil && tells["net2"] == "" {
@@ -182,9 +177,7 @@ func TestStartsWithoutAPI(t *testing.T) {
 	l.everything(kubelab.Fault{Away: true})
 	defer l.nothing()
 	l.start()
-	if err := p.runtime.CheckNetworkList(t.Context(), p.list(""), p.now); err != nil {
-		t.Errorf("CHECK: %v", err)
-	}
+	p.check()
 	plain, asks := l.pod(""), l.pod("blue")
 	plain.sandbox(true)
 	asks.sandbox(true)

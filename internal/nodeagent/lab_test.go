@@ -65,9 +65,11 @@ type lab struct {
 	ns      string // Kubernetes namespace
 	base    []string
 	runtime *libcni.CNIConfig
-	agent   *exec.Cmd
-	ended   chan struct{}
-	pods    int
+	// plugin is the runtime's configuration of it: type and what goes with that.
+	plugin string
+	agent  *exec.Cmd
+	ended  chan struct{}
+	pods   int
 }
 
 func newLab(t *testing.T) *lab {
@@ -98,6 +100,7 @@ func newLab(t *testing.T) *lab {
 			t.Fatal(err)
 		}
 	}
+	l.plugin = fmt.Sprintf(`"type":"weft-cni","socket":%q,"queue":%q,"agentWait":"0s"`, l.socket(), filepath.Join(dir, "dels"))
 	l.base = l.hostLinks()
 	l.make("Node", "v1", "", "n1", nil) // Pods of a node that is not there are collected
 	l.make("Namespace", "v1", "", l.ns, nil)
@@ -220,15 +223,24 @@ func (l *lab) nad(name, config string) {
 }
 
 // list is the runtime's configuration.
-func (l *lab) list(more string) *libcni.NetworkConfigList {
+func (l *lab) list() *libcni.NetworkConfigList {
 	l.t.Helper()
-	list, err := libcni.NetworkConfFromBytes(fmt.Appendf(nil, `{"cniVersion":"1.0.0","name":"weft","plugins":[{"type":"weft-cni","socket":%q,"queue":%q,"agentWait":"0s",
-		"capabilities":{%q:true},"delegates":[{"cniVersion":"1.0.0","name":"primary","type":"bridge","bridge":"primary0","isDefaultGateway":true,"ipMasq":true,
-		"ipam":{"type":"host-local","subnet":"10.61.0.0/24"}}]%s}]}`, l.socket(), filepath.Join(l.dir, "dels"), "io.kubernetes.cri.pod-annotations", more))
+	list, err := libcni.NetworkConfFromBytes(fmt.Appendf(nil, `{"cniVersion":"1.0.0","name":"weft","plugins":[{%s,"capabilities":{%q:true},
+		"delegates":[{"cniVersion":"1.0.0","name":"primary","type":"bridge","bridge":"primary0","isDefaultGateway":true,"ipMasq":true,
+		"ipam":{"type":"host-local","subnet":"10.61.0.0/24"}}],"namespaceIsolation":true}]}`, l.plugin, "io.kubernetes.cri.pod-annotations"))
 	if err != nil {
 		l.t.Fatal(err)
 	}
 	return list
+}
+
+// call runs f in the network namespace a runtime would be in.
+func (l *lab) call(f func() error) error {
+	host, err := linux.OpenNS(l.c.NetNS())
+	if err != nil {
+		return err
+	}
+	return errors.Join(host.Do(f), host.Close())
 }
 
 // pod is one in the API, and its sandboxes.
@@ -256,6 +268,14 @@ func (l *lab) pod(networks string) *pod {
 	return p
 }
 
+func (p *pod) annotate(key, text string) {
+	p.t.Helper()
+	changes := map[string]any{"metadata": map[string]any{"annotations": map[string]any{key: text}}}
+	if _, err := p.api.Patch(p.t.Context(), podKind, p.key, changes, store.Precondition{}); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
 // sandbox makes a new one. told: the runtime passes the annotations.
 func (p *pod) sandbox(told bool) {
 	p.t.Helper()
@@ -276,13 +296,22 @@ func (p *pod) sandbox(told bool) {
 }
 
 func (p *pod) add() error {
-	_, err := p.runtime.AddNetworkList(p.t.Context(), p.list(""), p.now)
-	return err
+	return p.call(func() error {
+		_, err := p.runtime.AddNetworkList(p.t.Context(), p.list(), p.now)
+		return err
+	})
+}
+
+func (p *pod) check() {
+	p.t.Helper()
+	if err := p.call(func() error { return p.runtime.CheckNetworkList(p.t.Context(), p.list(), p.now) }); err != nil {
+		p.t.Errorf("CHECK: %v", err)
+	}
 }
 
 func (p *pod) del() {
 	p.t.Helper()
-	if err := p.runtime.DelNetworkList(p.t.Context(), p.list(""), p.now); err != nil {
+	if err := p.call(func() error { return p.runtime.DelNetworkList(p.t.Context(), p.list(), p.now) }); err != nil {
 		p.t.Errorf("DEL: %v", err)
 	}
 }
@@ -309,16 +338,20 @@ func (p *pod) addresses() map[string]string {
 	return out
 }
 
-// status gives the addresses network-status tells of, by interface.
-func (p *pod) status() (map[string]string, error) {
+func (p *pod) statusText() (string, error) {
 	obj, err := p.api.Get(p.t.Context(), podKind, p.key)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
+	return obj.GetAnnotations()[netattach.StatusAnnotation], nil
+}
+
+// status gives the addresses network-status tells of, by interface.
+func (p *pod) status() (map[string]string, error) {
+	text, err := p.statusText()
 	out := map[string]string{}
-	text := obj.GetAnnotations()[netattach.StatusAnnotation]
-	if text == "" {
-		return out, nil
+	if text == "" || err != nil {
+		return out, err
 	}
 	var list []struct {
 		Interface string   `json:"interface"`

@@ -3,13 +3,11 @@ package nodeagent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/weftnet/weft/api/netattach"
 	"github.com/weftnet/weft/internal/chain"
 	"github.com/weftnet/weft/internal/cniserver"
-	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/networks"
 	"github.com/weftnet/weft/internal/store"
 )
@@ -53,18 +51,5 @@ func (d definitions) Namespaces(ctx context.Context, name string) ([]string, err
 	return namespaces, err
 }
 
-// unanswered says what to do about a question the API server did not answer.
-// What it refuses, and objects that are wrong, say so themselves.
-func unanswered(err error) error {
-	if err == nil {
-		return nil
-	}
-	if _, ok := errors.AsType[*hint.Error](err); ok {
-		return err
-	}
-	problem, remedy := "did not answer", "see that it can be reached from this node; the runtime tries again"
-	if errors.Is(err, store.ErrNotFound) {
-		problem, remedy = "does not have it", "nothing, if it was deleted; otherwise the runtime tries again"
-	}
-	return &hint.Error{Field: "API server", Problem: problem, Err: fmt.Errorf("%w (%w)", err, cniserver.ErrTryAgain), Remedy: remedy}
-}
+// unanswered gives an error of the store as cniserver.Unanswered does.
+func unanswered(err error) error { return cniserver.Unanswered(err, errors.Is(err, store.ErrNotFound)) }

@@ -42,9 +42,7 @@ func TestMetricsAndProbes(t *testing.T) {
 	if err := p.add(); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.runtime.CheckNetworkList(t.Context(), p.list(""), p.now); err != nil {
-		t.Error(err)
-	}
+	p.check()
 	lost := l.pod("nowhere")
 	lost.sandbox(true)
 	if err := lost.add(); err == nil {

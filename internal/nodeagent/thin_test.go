@@ -1,0 +1,291 @@
+package nodeagent
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/weftnet/weft/api/netattach"
+	"github.com/weftnet/weft/internal/local"
+	"github.com/weftnet/weft/test/kubelab"
+)
+
+// thin has the runtime call weft-cni-thin instead, with the agent's records.
+func (l *lab) thin() {
+	l.t.Helper()
+	kubeconfig, err := l.proxy.Kubeconfig(l.c.Kubeconfig())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	instance, err := local.NewInstance(l.dir)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.plugin = fmt.Sprintf(`"type":"weft-cni-thin","instance":%q,"stateDir":%q,"runDir":%q,"kubeconfig":%q`, instance.Tag, instance.State, instance.Run, kubeconfig)
+}
+
+// TestThinIsLikeTheAgent: the same Pod attached by either has the same
+// network-status and the same record, but for what is made up for each sandbox.
+func TestThinIsLikeTheAgent(t *testing.T) {
+	l := newLab(t)
+	l.start()
+	l.define()
+	l.nad("primary2", `{"cniVersion":"1.0.0","type":"bridge","bridge":"second0","isDefaultGateway":true,"ipam":{"type":"host-local","subnet":"10.65.0.0/24"}}`)
+	agents := l.plugin
+	for _, annotations := range []map[string]string{
+		{},
+		{netattach.NetworksAnnotation: `[{"name":"blue","ips":["10.62.0.9"],"mac":"02:00:00:00:00:99","interface":"x0"},{"name":"tuned"}]`},
+		{netattach.NetworksAnnotation: "blue", netattach.DefaultNetworkAnnotation: l.ns + "/primary2"},
+	} {
+		for _, told := range []bool{true, false} {
+			var statuses, records []string
+			for _, thin := range []bool{false, true} {
+				if thin {
+					l.kill()
+					l.thin()
+				} else if l.agent == nil {
+					l.plugin = agents
+					l.start()
+				}
+				p := l.podWith(annotations)
+				p.sandbox(told)
+				if err := p.add(); err != nil {
+					t.Fatalf("ADD, thin %v: %v", thin, err)
+				}
+				interfaces := []string{}
+				for name := range p.addresses() {
+					if name != "lo" {
+						interfaces = append(interfaces, name)
+					}
+				}
+				slices.Sort(interfaces)
+				p.agrees(interfaces...)
+				p.check()
+				status, err := p.statusText()
+				if err != nil {
+					t.Fatal(err)
+				}
+				statuses, records = append(statuses, p.plain(status)), append(records, p.plain(p.record()))
+				p.end()
+				l.nothingLeft()
+			}
+			if statuses[0] != statuses[1] {
+				t.Errorf("network-status by the agent and by the thin plugin:\n%s\n%s", statuses[0], statuses[1])
+			}
+			if records[0] != records[1] {
+				t.Errorf("record by the agent and by the thin plugin:\n%s\n%s", records[0], records[1])
+			}
+		}
+	}
+}
+
+func (l *lab) podWith(annotations map[string]string) *pod {
+	l.t.Helper()
+	p := l.pod(annotations[netattach.NetworksAnnotation])
+	if chosen := annotations[netattach.DefaultNetworkAnnotation]; chosen != "" {
+		p.annotations[netattach.DefaultNetworkAnnotation] = chosen
+		p.annotate(netattach.DefaultNetworkAnnotation, chosen)
+	}
+	return p
+}
+
+// record gives the last line of the sandbox's, indented.
+func (p *pod) record() string {
+	p.t.Helper()
+	files, err := filepath.Glob(p.dir + "/*/" + p.now.ContainerID + ".json") // on the disk
+	if err == nil && len(files) == 0 {
+		files, err = filepath.Glob(p.dir + "/run/*/" + p.now.ContainerID + ".json")
+	}
+	if err != nil || len(files) != 1 {
+		p.t.Fatalf("records: %v (%v)", files, err)
+	}
+	text, err := os.ReadFile(files[0])
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	var record any
+	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &record); err != nil {
+		p.t.Fatal(err)
+	}
+	out, err := json.MarshalIndent(record, "", " ")
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return string(out)
+}
+
+var madeUp = regexp.MustCompile(`(?i)([0-9a-f]{2}:){5}[0-9a-f]{2}|"(index|Index|group)": [0-9]+|pod[0-9a-f]{8,}|weft[0-9a-f]{8,}|fe80::[0-9a-f:]+`)
+
+// plain takes out of a text what belongs to this one sandbox.
+func (p *pod) plain(text string) string {
+	text = strings.NewReplacer(p.now.NetNS, "NETNS", p.now.ContainerID, "SANDBOX", p.uid, "UID", p.key.Name, "POD").Replace(text)
+	return madeUp.ReplaceAllString(text, "MADE-UP")
+}
+
+// TestThinAsksLittle: a GET for each network, one for the Pod if the runtime does
+// not tell of it, one PATCH; and CHECK and DEL ask nothing.
+func TestThinAsksLittle(t *testing.T) {
+	l := newLab(t)
+	l.start()
+	l.define()
+	l.kill()
+	l.thin()
+	for told, want := range map[bool][]string{
+		true:  {"GET blue", "GET tuned", "PATCH POD"},
+		false: {"GET POD", "GET blue", "GET tuned", "PATCH POD"},
+	} {
+		p := l.pod("blue,tuned,blue")
+		p.sandbox(told)
+		l.proxy.Take()
+		if err := p.add(); err != nil {
+			t.Fatal(err)
+		}
+		p.check()
+		p.end()
+		var got []string
+		for _, r := range l.proxy.Take() {
+			if r.Agent == "weft-cni-thin" {
+				got = append(got, r.Method+" "+strings.Replace(filepath.Base(r.Path), p.key.Name, "POD", 1))
+			}
+		}
+		if slices.Sort(got); !slices.Equal(got, want) {
+			t.Errorf("told of annotations %v: it asked %v, want %v", told, got, want)
+		}
+		l.nothingLeft()
+	}
+}
+
+// TestThinAtOnce: calls take turns at the records and not at the API server,
+// which takes a second for each answer.
+func TestThinAtOnce(t *testing.T) {
+	l := newLab(t)
+	l.start()
+	l.define()
+	l.kill()
+	l.thin()
+	const count = 8
+	var mu sync.Mutex
+	var now, most int
+	l.proxy.Spoil(func(r *http.Request) kubelab.Fault {
+		if r.UserAgent() != "weft-cni-thin" || r.Method != http.MethodGet {
+			return kubelab.Fault{}
+		}
+		mu.Lock()
+		now++
+		most = max(most, now)
+		mu.Unlock()
+		time.AfterFunc(time.Second, func() {
+			mu.Lock()
+			now--
+			mu.Unlock()
+		})
+		return kubelab.Fault{Delay: time.Second}
+	})
+	defer l.nothing()
+	var all []*pod
+	for range count {
+		p := l.pod(mixed)
+		p.sandbox(true)
+		all = append(all, p)
+	}
+	var group sync.WaitGroup
+	for _, p := range all {
+		group.Go(func() {
+			if err := p.add(); err != nil {
+				t.Errorf("ADD: %v", err)
+			}
+		})
+	}
+	group.Wait()
+	given := map[string]bool{}
+	for _, p := range all {
+		p.agrees("eth0", "net1", "net2")
+		for name, address := range p.addresses() {
+			if name != "lo" && given[address] {
+				t.Errorf("%s is given twice", address)
+			}
+			given[address] = true
+		}
+	}
+	if most <= 2 { // of the two questions of one call
+		t.Errorf("at most %d questions at once: calls wait for each other's", most)
+	}
+	for _, p := range all {
+		group.Go(p.end)
+	}
+	group.Wait()
+	l.nothingLeft()
+}
+
+func TestThinAPIFaults(t *testing.T) {
+	l := newLab(t)
+	l.start()
+	l.define()
+	l.kill()
+	l.thin()
+	for _, tt := range apiFaults {
+		t.Run(tt.name, func(t *testing.T) {
+			l.t = t
+			defer l.nothing()
+			l.everything(tt.fault)
+			p := l.pod("blue")
+			p.sandbox(false)
+			err := p.add()
+			if tt.code == 0 && err != nil {
+				t.Errorf("ADD: %v", err)
+			}
+			if tt.code != 0 {
+				code(t, err, tt.code, tt.words...)
+				if err := l.leftovers(); err != nil {
+					t.Error(err)
+				}
+				p.del() // asks nobody
+			}
+			l.proxy.Spoil(func(r *http.Request) kubelab.Fault {
+				if r.Method == http.MethodPatch {
+					return tt.fault
+				}
+				return kubelab.Fault{}
+			})
+			if err := p.add(); err != nil {
+				t.Errorf("ADD where network-status cannot be written: %v", err)
+			}
+			if interfaces := len(p.addresses()); interfaces != 3 {
+				t.Errorf("the Pod has %v", p.addresses())
+			}
+			p.end()
+			l.nothingLeft()
+		})
+	}
+}
+
+func TestThinRefuses(t *testing.T) {
+	l := newLab(t)
+	l.start()
+	l.define()
+	l.kill()
+	l.thin()
+	for networks, words := range map[string][]string{
+		"nowhere":       {"there is no NetworkAttachmentDefinition " + l.ns + "/nowhere", "create it"},
+		"other/blue":    {"isolated by namespace", "globalNamespaces"},
+		"default/tuned": {"default/tuned", "one of that name is in namespace", l.ns},
+		`[{"name":"blue","ipam-claim-reference":"c"}]`: {"ipam-claim-reference", "cannot be kept by the thin plugin", "run the node agent"},
+	} {
+		p := l.pod(networks)
+		p.sandbox(true)
+		code(t, p.add(), types.ErrInvalidNetworkConfig, words...)
+		p.end()
+	}
+	l.nothingLeft()
+}
