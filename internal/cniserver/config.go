@@ -228,6 +228,12 @@ func Unanswered(err error, missing bool) error {
 
 // cniError gives an error its code of the CNI specification, section 5.
 func cniError(err error) (code uint) {
+	if own, ok := errors.AsType[*types.Error](err); ok {
+		switch own.Code { // a plugin's own, of which runtimes make something
+		case types.ErrTryAgainLater, types.ErrPluginNotAvailable, types.ErrLimitedConnectivity:
+			return own.Code
+		}
+	}
 	switch {
 	case errors.Is(err, chain.ErrUnknownNetwork):
 		return types.ErrInvalidNetworkConfig

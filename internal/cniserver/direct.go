@@ -41,8 +41,8 @@ const kubeletDir = "/var/lib/kubelet"
 // Call does one call on the records and the kernel, then lets go of both. Calls
 // at the same time wait for each other.
 func (d Direct) Call(ctx context.Context, request cniwire.Request) cniwire.Response {
-	if request.Command == "STATUS" { // is about the configuration alone
-		return New(Config{Log: d.Log}).answer(ctx, request)
+	if request.Command == "STATUS" { // is not about what is attached
+		return New(Config{BinDirs: d.BinDirs, Log: d.Log}).answer(ctx, request)
 	}
 	if d.API == nil {
 		return d.call(ctx, request, Config{Pods: noPods{d.Log}}, chain.Options{Networks: noNetworks{}})

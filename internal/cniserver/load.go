@@ -48,8 +48,8 @@ func (s *Server) Stuck(now time.Time) error {
 // turn is one call's.
 type turn struct{ verb string }
 
-// enter waits for room. The function it gives makes room. STATUS needs none: it
-// looks at files, and calls that take long must not make the node NotReady.
+// enter waits for room. The function it gives makes room. STATUS needs none:
+// calls that take long must not make the node NotReady.
 func (s *Server) enter(verb string) (leave func()) {
 	if verb == "STATUS" {
 		return s.measure(verb, "total")

@@ -38,6 +38,8 @@ type Config struct {
 	Socket, Queue string
 	Engine        *chain.Engine
 	Pods          Pods
+	// BinDirs are where plugins are found without an Engine; optional.
+	BinDirs []string
 	// HostRoot is where the node's files are, if this is a container; optional.
 	HostRoot string
 	// Attached is told of every sandbox that was attached, after the runtime's
@@ -196,7 +198,7 @@ func (s *Server) answer(ctx context.Context, request cniwire.Request) (response 
 
 func (s *Server) do(ctx context.Context, request cniwire.Request, conf netConf) (json.RawMessage, error) {
 	if request.Command == "STATUS" {
-		return nil, s.status(conf)
+		return nil, s.status(ctx, conf)
 	}
 	engine, err := conf.patience(s.cfg.Engine)
 	if request.Command == "DEL" {
@@ -278,12 +280,20 @@ func primaryResult(box *record.Sandbox, version string) (json.RawMessage, error)
 }
 
 // status says whether Pods can be attached: whether the primary network says so.
-func (s *Server) status(conf netConf) error {
+func (s *Server) status(ctx context.Context, conf netConf) error {
 	if err := s.ready(conf); err != nil {
 		return err
 	}
-	_, err := conf.defaultNetwork(s.files)
-	return err
+	network, err := conf.defaultNetwork(s.files)
+	switch {
+	case err != nil || network == nil:
+		return err
+	case s.cfg.Engine != nil:
+		return s.cfg.Engine.Status(ctx, chain.Request{Default: network, ConfDir: conf.confDir()})
+	case len(network.Config) > 0:
+		return chain.PluginStatus(ctx, network.Config, s.cfg.BinDirs)
+	}
+	return nil // of a network that only the API knows
 }
 
 // ready says whether the primary network's plugin has started.
