@@ -214,12 +214,15 @@ func (a *kubeAPI) told(pods []kubePod, interfaces int) {
 	}
 }
 
-// forget deletes all Pods and events.
-func (a *kubeAPI) forget() {
+// forget deletes Pods.
+func (a *kubeAPI) forget(pods []kubePod) {
 	a.tb.Helper()
-	for _, kind := range []string{"pods", "events"} {
-		a.must(http.MethodDelete, "/api/v1/namespaces/"+podsNamespace+"/"+kind, object{"gracePeriodSeconds": 0})
-	}
+	each(len(pods), 8, func(i int) {
+		_, err := a.call(http.MethodDelete, "/api/v1/namespaces/"+podsNamespace+"/pods/"+pods[i].name, object{"gracePeriodSeconds": 0})
+		if err != nil {
+			a.tb.Error(err)
+		}
+	})
 }
 
 // each calls f for each number below n, so many at once.

@@ -18,12 +18,14 @@ import (
 	"github.com/weftnet/weft/internal/linux"
 )
 
+const floorName = "floor"
+
 // floorNode is the least a node could do: the CNI program, and behind its socket
 // bare netlink that makes the same links, or the foreign primary plugin and
 // nothing else. It asks no API, decides nothing and remembers nothing.
 func floorNode(tb testing.TB, api *kubeAPI, bin programs, number int) *node {
 	tb.Helper()
-	n := newNode(tb, api, bin, "floor", number)
+	n := newNode(tb, api, bin, floorName, number)
 	n.program = filepath.Join(bin.weft, "weft-cni")
 	socket := n.path("cni.sock")
 	n.conf = func(primary string, pod kubePod) object {

@@ -29,18 +29,28 @@ func podsOf3(n int) string {
 	return b.String()
 }
 
-// resident is what a process keeps in memory of its own and shared, in bytes
-// (Rss of /proc/PID/smaps_rollup), once it has stopped changing.
+// resident is residentOf the one process of a program on a machine.
 func resident(tb testing.TB, m *machine.Machine, program string) int64 {
 	tb.Helper()
 	ids := m.Processes(program)
 	if len(ids) != 1 {
 		tb.Fatalf("%d processes of %s, want one", len(ids), program)
 	}
+	pid, err := strconv.Atoi(ids[0])
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return residentOf(tb, pid)
+}
+
+// residentOf is what a process keeps in memory of its own and shared, in bytes
+// (Rss of /proc/PID/smaps_rollup), once it has stopped changing.
+func residentOf(tb testing.TB, pid int) int64 {
+	tb.Helper()
 	var last int64
 	deadline := time.Now().Add(30 * time.Second)
 	for same := 0; same < 3 && time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
-		text, err := os.ReadFile("/proc/" + ids[0] + "/smaps_rollup")
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 		if err != nil {
 			tb.Fatal(err)
 		}
