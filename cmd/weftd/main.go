@@ -81,7 +81,7 @@ func run() error {
 		if err != nil {
 			return fmt.Errorf("find weft's programs: %w", err)
 		}
-		opt.Install = &install.Installer{From: filepath.Dir(self), BinDir: dirs[0], ConfDir: *confDir, Settings: *settings, Log: log}
+		opt.Install = &install.Installer{From: filepath.Dir(self), BinDir: dirs[0], ConfDir: *confDir, HostRoot: *hostRoot, Settings: *settings, Log: log}
 	}
 	return nodeagent.Run(ctx, opt)
 }

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/linux"
 )
 
 // ConfigFile is weft's configuration in the runtime's directory: runtimes take
@@ -40,6 +41,8 @@ type Installer struct {
 	// From is the directory with our programs, BinDir where the runtime looks for
 	// plugins, ConfDir where it looks for configurations.
 	From, BinDir, ConfDir string
+	// HostRoot is where the node's other files are, if this is a container; optional.
+	HostRoot string
 	// Settings is a file with keys for our configuration, in Multus' form; empty,
 	// or none there: none.
 	Settings string
@@ -162,11 +165,11 @@ func (i *Installer) look(now time.Time) seen {
 func (i *Installer) primary(chosen settings, now time.Time) (primary, error) {
 	switch {
 	case strings.Contains(chosen.clusterNetwork, "/"):
-		return readPrimary(chosen.clusterNetwork)
+		return i.readPrimary(chosen.clusterNetwork)
 	case chosen.clusterNetwork != "" || chosen.delegates:
 		return primary{}, nil // stands in the settings or in the API
 	case chosen.master != "":
-		return readPrimary(filepath.Join(i.ConfDir, chosen.master))
+		return i.readPrimary(filepath.Join(i.ConfDir, chosen.master))
 	}
 	names, err := configs(i.ConfDir)
 	if err != nil {
@@ -174,7 +177,7 @@ func (i *Installer) primary(chosen settings, now time.Time) (primary, error) {
 	}
 	var errs []error
 	for _, name := range names {
-		found, err := readPrimary(filepath.Join(i.ConfDir, name))
+		found, err := i.readPrimary(filepath.Join(i.ConfDir, name))
 		if err == nil {
 			return found, nil
 		}
@@ -227,14 +230,17 @@ type primary struct {
 var metaPlugins = []string{"weft-cni", "weft-cni-thin", "multus", "multus-shim"}
 
 // readPrimary reads a configuration or list of them (CNI specification 1.1,
-// section 1).
-func readPrimary(path string) (primary, error) {
+// section 1), with the plugins that are chained to it.
+func (i *Installer) readPrimary(path string) (primary, error) {
 	refuse := func(problem, remedy string, cause error) (primary, error) {
 		return primary{}, &hint.Error{Field: "primary network", Value: path, Problem: problem, Err: cause, Remedy: remedy}
 	}
-	text, err := os.ReadFile(path)
+	text, err := os.ReadFile(linux.Under(i.HostRoot, path))
 	if err != nil {
 		return refuse("cannot be read", "see that the primary network plugin is installed", err)
+	}
+	if whole, err := Chained(i.HostRoot, path, text); err == nil { // else the next ADD tells
+		text = whole
 	}
 	type plugin struct {
 		Type         string          `json:"type"`

@@ -143,6 +143,27 @@ func TestFollowsThePrimary(t *testing.T) {
 	n.has("weft 1.0.0", follows("05-first.json"))
 }
 
+// TestChained: what others put into the directory of the primary's name is of it;
+// half a file there is no reason to take another primary.
+func TestChained(t *testing.T) {
+	n := newNode(t)
+	n.conf("10-primary.conflist", `{"cniVersion":"1.0.0","name":"cbr0","plugins":[{"type":"bridge","capabilities":{"ips":true}}]}`)
+	n.conf("20-other.conf", `{"cniVersion":"1.0.0","name":"other","type":"ptp"}`)
+	if err := os.Mkdir(filepath.Join(n.ConfDir, "cbr0"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	const notes = `"io.kubernetes.cri.pod-annotations":true,"ips":true`
+	n.conf("cbr0/10-portmap.conf", `{"type":"portmap","capab`)
+	n.settle()
+	n.has("weft 1.0.0", `{"capabilities":{`+notes+`},"clusterNetwork":"DIR/10-primary.conflist","type":"weft-cni"}`)
+	n.conf("cbr0/10-portmap.conf", `{"type":"portmap","capabilities":{"portMappings":true}}`)
+	n.settle()
+	n.has("weft 1.0.0", `{"capabilities":{`+notes+`,"portMappings":true},"clusterNetwork":"DIR/10-primary.conflist","type":"weft-cni"}`)
+	n.conf("10-primary.conflist", `{"cniVersion":"1.0.0","name":"cbr0","loadOnlyInlinedPlugins":true,"plugins":[{"type":"bridge","capabilities":{"ips":true}}]}`)
+	n.settle()
+	n.has("weft 1.0.0", `{"capabilities":{`+notes+`},"clusterNetwork":"DIR/10-primary.conflist","type":"weft-cni"}`)
+}
+
 // TestHalfWritten writes a primary's configuration byte by byte, with a look
 // after each, as runs of a slow writer would.
 func TestHalfWritten(t *testing.T) {
