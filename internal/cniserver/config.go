@@ -57,6 +57,7 @@ var knownKeys = []string{
 	"namespaceIsolation", "globalNamespaces", "readinessindicatorfile", "pluginTimeout", "runtimeConfig", "capabilities", "prevResult",
 	"cni.dev/attachments", "cni.dev/valid-attachments", "disableCheck", "disableGC",
 	"socket", "agentWait", "queue", "thin", "instance", "stateDir", "runDir", "daemonSocketDir", "kubeconfig", "confDir", "cniDir", "binDir",
+	"retryDeleteOnError", // always done
 	"logFile", "logLevel", "logToStderr", "logOptions",
 }
 

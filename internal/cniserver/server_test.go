@@ -522,6 +522,8 @@ func TestIsolation(t *testing.T) {
 		{"global", "default, other", map[string]string{"k8s.v1.cni.cncf.io/networks": "other/red"}, true},
 		{"no-longer-global", "else", map[string]string{"k8s.v1.cni.cncf.io/networks": "default/red"}, false},
 		{"by-default-network", "", map[string]string{"v1.multus-cni.io/default-network": "other/red"}, false},
+		{"by-name-alone", "", map[string]string{"v1.multus-cni.io/default-network": "red"}, false},
+		{"global-default-network", "other", map[string]string{"v1.multus-cni.io/default-network": "other/red"}, true},
 	} {
 		list := n.list("1.0.0", delegate+fmt.Sprintf(`,"namespaceIsolation":true,"globalNamespaces":%q`, tt.global))
 		pod := n.pod(tt.name, tt.annotations)

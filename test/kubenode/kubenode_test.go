@@ -124,7 +124,7 @@ func newWorld(t *testing.T) *world {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
-	w := &world{t: t, bin: bin, c: kubelab.New(t, kubelab.Options{Nodes: 2})}
+	w := &world{t: t, bin: bin, c: kubelab.New(t, kubelab.Options{Nodes: 2, Images: []string{busyboxImage(t)}})}
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, node := range w.c.Nodes() {
@@ -219,6 +219,7 @@ type element struct {
 	Interface  string   `json:"interface"`
 	IPs        []string `json:"ips"`
 	Default    bool     `json:"default"`
+	Gateway    []string `json:"gateway"`
 	DeviceInfo struct {
 		Type string `json:"type"`
 		VDPA struct {
@@ -290,6 +291,7 @@ func TestNode(t *testing.T) {
 	told := w.drift(b)
 	w.hotplug(a)
 	told()
+	w.together(map[string]func(*world){"5G": (*world).fiveG, "multus": (*world).multus, "isolation": (*world).isolation})
 	w.outages(a, "192.168.77.11")
 	w.agentAway()
 	w.reboot()
