@@ -66,11 +66,11 @@ func TestDrift(t *testing.T) {
 					t.Fatal(err)
 				}
 				box := w.add("a", network)
-				if found, err := w.engine.Inspect(t.Context(), "a"); err != nil || told(found) != "" {
+				if _, found, err := w.engine.Inspect(t.Context(), "a", anything); err != nil || told(found) != "" {
 					t.Errorf("before: %s (%v)", told(found), err)
 				}
 				w.in(w.pod("a"), tt.change...)
-				found, err := w.engine.Inspect(t.Context(), "a")
+				_, found, err := w.engine.Inspect(t.Context(), "a", anything)
 				if err != nil || !strings.Contains(told(found), tt.told) || strings.Contains(told(found), "eth0") {
 					t.Errorf("it tells %q (%v), want %q", told(found), err, tt.told)
 				}
@@ -125,7 +125,7 @@ func TestDriftOnTheHost(t *testing.T) {
 	w.add("b", "native")
 	w.in(w.host, "ip", "link", "del", "d0")
 	for _, id := range []string{"a", "b"} {
-		found, err := w.engine.Inspect(t.Context(), id)
+		_, found, err := w.engine.Inspect(t.Context(), id, anything)
 		if err != nil || !strings.Contains(told(found), "d0") {
 			t.Errorf("%s: it tells %q (%v)", id, told(found), err)
 		}
@@ -155,12 +155,12 @@ func TestOthersWorkIsNoDrift(t *testing.T) {
 		{"type":"tuning","mtu":1300,"mac":"02:00:00:00:00:77","promisc":true}]}`)
 	w.add("a", "tuned")
 	w.same("MTU", strings.Contains(w.in(w.pod("a"), "ip", "link", "show", "net1"), "mtu 1300"), true)
-	found, err := w.engine.Inspect(t.Context(), "a")
+	_, found, err := w.engine.Inspect(t.Context(), "a", anything)
 	if err != nil || told(found) != "" {
 		t.Errorf("it tells %q (%v)", told(found), err)
 	}
 	w.in(w.pod("a"), "ip", "addr", "flush", "dev", "net1")
-	if found, err = w.engine.Inspect(t.Context(), "a"); err != nil || !strings.Contains(told(found), "ip addr add 10.6.0.2/24") || strings.Contains(told(found), "mtu") {
+	if _, found, err = w.engine.Inspect(t.Context(), "a", anything); err != nil || !strings.Contains(told(found), "ip addr add 10.6.0.2/24") || strings.Contains(told(found), "mtu") {
 		t.Errorf("without the address it tells %q (%v)", told(found), err)
 	}
 	if done, err := w.engine.Repair(t.Context(), "a", anything); !errors.Is(err, ErrNotOurs) || len(done) > 0 {
@@ -188,7 +188,7 @@ func TestNoRepairInLaunchers(t *testing.T) {
 	w.rewire("a", "net1")
 	w.in(w.pod("a"), "ip", "addr", "flush", "dev", "eth0")
 	before := w.in(w.pod("a"), "ip", "-br", "addr")
-	found, err := w.engine.Inspect(t.Context(), "a")
+	_, found, err := w.engine.Inspect(t.Context(), "a", anything)
 	if err != nil || !slices.ContainsFunc(found, func(f Finding) bool { return f.Rewired == "net1-nic" && len(f.Lacks) == 0 }) || !strings.Contains(told(found), "eth0") {
 		t.Errorf("found %+v (%v)", found, err)
 	}
@@ -208,7 +208,7 @@ func BenchmarkInspect(b *testing.B) {
 	w.add("a", "plain,plain,plain")
 	b.ResetTimer()
 	for b.Loop() {
-		if _, err := w.engine.Inspect(b.Context(), "a"); err != nil {
+		if _, _, err := w.engine.Inspect(b.Context(), "a", anything); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -31,20 +31,27 @@ func (f Finding) String() string {
 	return fmt.Sprintf("interface %s (network %s) lacks: %s", f.Interface, f.Network, strings.Join(f.Lacks, "; "))
 }
 
-// Inspect compares all attachments of a sandbox with the kernel. Unlike Check it
+// Inspect compares attachments of a sandbox with the kernel: those that which
+// says. It gives the record too, of which nothing may be changed. Unlike Check it
 // runs no plugin, so it may be called often.
-func (e *Engine) Inspect(ctx context.Context, id string) ([]Finding, error) {
+func (e *Engine) Inspect(ctx context.Context, id string, which func(*record.Attachment) bool) (*record.Sandbox, []Finding, error) {
 	box, unlock, err := e.locked(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer unlock()
+	chosen := *box
+	chosen.Attachments = slices.DeleteFunc(slices.Clone(box.Attachments), func(a *record.Attachment) bool { return !which(a) })
+	if len(chosen.Attachments) == 0 {
+		return box, nil, nil
+	}
 	if err := refuseGone(box); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	eyes := e.look(box.NetNS)
 	defer eyes.close()
-	return e.inspectAll(ctx, eyes, box)
+	found, err := e.inspectAll(ctx, eyes, &chosen)
+	return box, found, err
 }
 
 // remake is the remedy for what cannot be put right in place.

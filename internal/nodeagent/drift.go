@@ -18,10 +18,10 @@ import (
 )
 
 // How often a Pod is looked at, on average, and how soon again when it differs:
-// the first time it may have been in the middle of a change. A look costs half a
-// millisecond, so a hundred Pods cost less than a hundredth of a CPU. The kernel
-// could send news instead, but a socket in each Pod's namespace would keep that
-// from going, and one for all namespaces wants CAP_NET_BROADCAST.
+// the first time it may have been in the middle of a change. A look at four
+// networks costs a millisecond of CPU. The kernel could send news instead, but a
+// socket in each Pod's namespace would keep that from going, and one for all
+// namespaces wants CAP_NET_BROADCAST.
 const (
 	lookEvery    = 15 * time.Second
 	lookAgain    = time.Second
@@ -59,11 +59,11 @@ type watched struct {
 // watchOver compares what a Pod has with what it was given, tells of differences
 // once by a condition and an event, and repairs what may be repaired.
 func (a *agent) watchOver(ctx context.Context, key store.Key) (time.Duration, error) {
-	pod, box, err := a.served(ctx, key)
+	pod, id, err := a.served(ctx, key)
 	if err != nil {
 		return 0, err
 	}
-	if box == nil {
+	if id == "" {
 		a.forgetWatched(key)
 		return 0, nil
 	}
@@ -72,12 +72,14 @@ func (a *agent) watchOver(ctx context.Context, key store.Key) (time.Duration, er
 	if isNew {
 		return next, nil
 	}
-	found, err := a.inspect(ctx, box)
-	if errors.Is(err, chain.ErrChanged) || errors.Is(err, record.ErrNotFound) {
-		return next, nil // it is ending
-	}
-	if err != nil {
+	box, found, err := a.inspect(ctx, id)
+	switch {
+	case errors.Is(err, chain.ErrChanged), errors.Is(err, record.ErrNotFound), errors.Is(err, context.DeadlineExceeded):
+		return next, nil // it is ending, or being worked on
+	case err != nil:
 		return 0, err
+	case !isPod(pod, box.Pod.UID):
+		return next, nil // another Pod of that name had it
 	}
 	differs := lacking(found) != ""
 	if differs && !seen.suspect {
@@ -96,39 +98,29 @@ func (a *agent) watchOver(ctx context.Context, key store.Key) (time.Duration, er
 	return next, a.writeCondition(ctx, pod, conditionOf(found), seen)
 }
 
-// served gives a Pod that runs and has a sandbox of ours; nil records mean none.
-func (a *agent) served(ctx context.Context, key store.Key) (*store.Object, *record.Sandbox, error) {
-	pod, err := a.cache.Get(ctx, podKind, key)
+// served gives a Pod that runs, and its sandbox with us; empty: none.
+func (a *agent) served(ctx context.Context, key store.Key) (pod *store.Object, id string, err error) {
+	pod, err = a.cache.Get(ctx, podKind, key)
 	if errors.Is(err, store.ErrNotFound) {
-		return nil, nil, nil
+		return nil, "", nil
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("read Pod %s: %w", key, err)
+		return nil, "", fmt.Errorf("read Pod %s: %w", key, err)
 	}
 	if pod.GetDeletionTimestamp() != nil || ended(pod) {
-		return nil, nil, nil
+		return nil, "", nil
 	}
-	box, err := a.sandbox(pod)
-	return pod, box, err
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return pod, a.boxes[key], nil
 }
 
 // inspect leaves out the primary network if another's plugin made it: that one
 // looks after it, in ways we do not know.
-func (a *agent) inspect(ctx context.Context, box *record.Sandbox) ([]chain.Finding, error) {
-	ours := func(f *record.Attachment) bool { return !f.Default || f.NativeMain }
-	if !slices.ContainsFunc(box.Attachments, ours) {
-		return nil, nil
-	}
+func (a *agent) inspect(ctx context.Context, id string) (*record.Sandbox, []chain.Finding, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookPatience)
 	defer cancel()
-	found, err := a.engine.Inspect(ctx, box.ID)
-	if err != nil {
-		return nil, err
-	}
-	return slices.DeleteFunc(found, func(f chain.Finding) bool {
-		attachment := box.Find(f.Interface)
-		return attachment != nil && !ours(attachment)
-	}), nil
+	return a.engine.Inspect(ctx, id, func(a *record.Attachment) bool { return !a.Default || a.NativeMain })
 }
 
 func lacking(found []chain.Finding) string {
@@ -160,7 +152,8 @@ func (a *agent) repair(ctx context.Context, pod *store.Object, box *record.Sandb
 	a.count.Repaired(len(done))
 	a.log.Info("repaired", "pod", store.KeyOf(pod).String(), "was", lacking(done))
 	a.tellChange(ctx, pod, "Normal", networkRepaired, "Put right: "+lacking(done))
-	return a.inspect(ctx, box)
+	_, found, err = a.inspect(ctx, box.ID)
+	return found, err
 }
 
 // repairs says whether a network's definition asks for repairs.
