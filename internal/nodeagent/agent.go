@@ -222,6 +222,30 @@ func podOf(box *record.Sandbox) store.Key {
 	return store.Key{Namespace: box.Pod.Namespace, Name: box.Pod.Name}
 }
 
+// forgetPause is how long the runtime, or the next collection, is given to take
+// care of the sandbox of a Pod that is gone.
+const forgetPause = time.Minute
+
+// forget drops what is known of a Pod that is gone, once its sandbox is gone too;
+// until then it says when to come again: the cache may be behind, and the Pod new.
+func (a *agent) forget(key store.Key) time.Duration {
+	a.mu.Lock()
+	id := a.boxes[key]
+	a.mu.Unlock()
+	if id == "" {
+		return 0
+	}
+	if _, err := a.engine.Get(id); !errors.Is(err, record.ErrNotFound) {
+		return forgetPause
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.boxes[key] == id {
+		delete(a.boxes, key)
+	}
+	return 0
+}
+
 // sandbox gives the record of a Pod; nil if it has none.
 func (a *agent) sandbox(pod *store.Object) (*record.Sandbox, error) {
 	key := store.KeyOf(pod)

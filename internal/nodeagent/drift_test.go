@@ -48,7 +48,7 @@ func newLooker(t *testing.T) *looker {
 		t.Fatal(err)
 	}
 	l := &looker{t: t, ns: strings.ToLower(t.Name()), dir: t.TempDir(), agent: &agent{
-		api: api, node: "looked", log: log, count: metrics.New("test", func() metrics.Facts { return metrics.Facts{} }), boxes: map[store.Key]string{}, watched: map[store.Key]*watched{},
+		api: api, node: "looked", log: log, count: metrics.New("test", func() metrics.Facts { return metrics.Facts{} }), boxes: map[store.Key]string{}, fresh: map[store.Key]fresh{}, watched: map[store.Key]*watched{},
 		cache: kube.NewCache(api, log, kube.PodsOnNode("looked"), kube.Scope{GVK: networks.DefinitionKind}),
 	}}
 	t.Cleanup(func() {
@@ -325,6 +325,48 @@ func TestRepairIsOptIn(t *testing.T) {
 	l.look(kept)
 	l.look(kept)
 	l.tells(kept, "False", networksChanged, "link eth0, which is gone", map[string]int{networkRepaired: 2, networksChanged: 1})
+}
+
+// TestForgetsPodsThatAreGone: what is in memory must not grow with each Pod that
+// ever was.
+func TestForgetsPodsThatAreGone(t *testing.T) {
+	l := newLooker(t)
+	l.create("k8s.cni.cncf.io/v1", "NetworkAttachmentDefinition", l.ns, "blue", map[string]any{"spec": map[string]any{"config": blueConfig}})
+	key := l.pod("a", "blue", nil)
+	l.end(key)
+	again, err := l.reconcile(t.Context(), key)
+	if err != nil || again == 0 || l.boxes[key] == "" {
+		t.Errorf("before its DEL: come again after %v (%v), sandbox %q", again, err, l.boxes[key])
+	}
+	if err := l.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if again, err = l.reconcile(t.Context(), key); err != nil || again != 0 || len(l.boxes) > 0 {
+		t.Errorf("after its DEL: come again after %v (%v), sandboxes %v", again, err, l.boxes)
+	}
+	l.look(key)
+	if len(l.watched) > 0 {
+		t.Errorf("it is still looked at: %v", l.watched)
+	}
+}
+
+// end deletes a Pod as its kubelet does, which there is none of.
+func (l *looker) end(key store.Key) {
+	l.t.Helper()
+	out, err := kubelab.Shared(l.t).Kubectl(l.t.Context(), "", "-n", key.Namespace, "delete", "pod", key.Name, "--grace-period=0", "--force")
+	if err != nil {
+		l.t.Fatalf("%v: %s", err, out)
+	}
+	wait(l.t, "the cache knows that the Pod is gone", func() error {
+		_, err := l.cache.Get(l.t.Context(), podKind, key)
+		if err == nil {
+			return errors.New("it has it")
+		}
+		if errors.Is(err, store.ErrNotFound) {
+			return nil
+		}
+		return err
+	})
 }
 
 // wait tries until it works.

@@ -60,7 +60,7 @@ func (a *agent) reconcile(ctx context.Context, key store.Key) (time.Duration, er
 	pod, err := a.cache.Get(ctx, podKind, key)
 	if errors.Is(err, store.ErrNotFound) {
 		a.takeFresh(key, "")
-		return 0, nil // the runtime's DEL, or the next collection, takes care of its sandbox
+		return a.forget(key), nil
 	}
 	if err != nil {
 		return 0, fmt.Errorf("read Pod %s: %w", key, err)
