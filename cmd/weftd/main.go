@@ -41,7 +41,7 @@ func run() error {
 	settings := flags.String("cni-settings", "", "with --install: file with keys for the configuration, such as one made for Multus")
 	hostRoot := flags.String("host-root", "", "with --node: where the node's files are, if weftd runs in a container; foreign CNI plugins run there")
 	kubeletDir := flags.String("kubelet-dir", "/var/lib/kubelet", "with --node: directory of the node's kubelet (its --root-dir), which is asked for the devices of Pods")
-	web := flags.String("http-address", "", "with --node: where to serve /metrics, /healthz and /readyz, such as :9964")
+	web := flags.String("http-address", "", "with --node: where to serve /metrics, /healthz and /readyz, such as :10970")
 	profiles := flags.Bool("pprof", false, "with --http-address: serve /debug/pprof to 127.0.0.1")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	showVersion := flags.Bool("version", false, "print the version")

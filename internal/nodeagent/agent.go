@@ -50,7 +50,7 @@ type Options struct {
 	KubeletDir string
 	// HostRoot is where the node's files are, if this is a container.
 	HostRoot string
-	// Web is where metrics and probes are served, such as :9964; empty: nowhere.
+	// Web is where metrics and probes are served, such as :10970; empty: nowhere.
 	// Profiles adds pprof for who asks from the node itself.
 	Web      string
 	Profiles bool

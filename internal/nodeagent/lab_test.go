@@ -156,7 +156,7 @@ func (l *lab) eventually(what string, try func() error) {
 }
 
 // labWeb is where the agent serves metrics and probes.
-const labWeb = "127.0.0.1:9964"
+const labWeb = "127.0.0.1:10970"
 
 // start starts the agent; false if it ended before it listened.
 func (l *lab) start(env ...string) bool {

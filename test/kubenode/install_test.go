@@ -88,7 +88,7 @@ func TestInstall(t *testing.T) {
 // away: a working agent must not be started anew for that.
 func (w *world) web() {
 	w.t.Helper()
-	const agent = "http://127.0.0.1:9964"
+	const agent = "http://127.0.0.1:10970"
 	for _, node := range w.c.Nodes() {
 		if out := w.on(node, "curl -sf "+agent+"/metrics"); !strings.Contains(out, `weft_cni_duration_seconds_count{phase="total",plugin="",verb="ADD"}`) || !strings.Contains(out, "weft_build_info{") {
 			w.t.Errorf("the metrics of %s are\n%s", node.Name, out)
