@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/linux"
@@ -47,7 +46,7 @@ func (e *Engine) configFile(dir, name string) (string, error) {
 		Remedy: "write a CNI configuration, such as {\"cniVersion\":\"1.0.0\",\"type\":\"bridge\",...}",
 	}
 	if len(passedOver) > 0 {
-		h.Remedy = "correct " + strings.Join(passedOver, ", ") + ", or " + h.Remedy
+		h.Remedy = "correct " + some(passedOver) + ", or " + h.Remedy
 	}
 	return "", h
 }

@@ -91,7 +91,7 @@ func (r *resolver) claimDevices() {
 		field := s.Field + ".deviceID"
 		if !slices.Contains(r.Devices[resource], s.DeviceID) {
 			r.fail(field, s.DeviceID, fmt.Sprintf("is none of the devices of resource %s that the Pod holds", resource),
-				"leave it out, or name one of "+strings.Join(r.Devices[resource], ", "))
+				"leave it out, or name one of "+some(r.Devices[resource]))
 			return
 		}
 		device := heldDevice{resource, s.DeviceID}
@@ -148,8 +148,18 @@ func (r *resolver) device(d *Delegate, resource string) {
 			fmt.Sprintf("request it in a container of the Pod: resources: {limits: {%q: 1}}", resource))
 		return
 	}
-	r.fail(field, d.Network, fmt.Sprintf("takes a device of resource %s, and all that the Pod was allocated have a network (%s)", resource, strings.Join(held, ", ")),
+	r.fail(field, d.Network, fmt.Sprintf("takes a device of resource %s, and all that the Pod was allocated have a network (%s)", resource, some(held)),
 		fmt.Sprintf("request as many as there are networks of that resource: limits: {%q: %d}", resource, len(held)+1))
+}
+
+// some lists the first few: a message is cut off where an event ends, and its
+// remedy stands last.
+func some(list []string) string {
+	const most = 4
+	if len(list) <= most {
+		return strings.Join(list, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(list[:most], ", "), len(list)-most)
 }
 
 // deviceFile is where the device of a delegate is described; empty: nowhere.

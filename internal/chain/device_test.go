@@ -75,6 +75,10 @@ func TestDevicesAreHandedOut(t *testing.T) {
 			key + `[0] "demo/fast": takes a device of resource example.com/nic, and the Pod was allocated none; request it in a container of the Pod: resources: {limits: {"example.com/nic": 1}}`,
 		},
 		{"one of another Pod", `[{"name":"fast","deviceID":"d9"}]`, three, nil, key + `[0].deviceID "d9": is none of the devices of resource example.com/nic that the Pod holds; leave it out, or name one of d2, d1, d3`},
+		{
+			"more networks than many devices", "fast,fast,fast,fast,fast,fast,fast", map[string][]string{"example.com/nic": {"d1", "d2", "d3", "d4", "d5", "d6"}}, nil,
+			`have a network (d1, d2, d3, d4 and 2 more); request`,
+		},
 		{"one twice", `[{"name":"fast","deviceID":"d2"},{"name":"faster","deviceID":"d2"}]`, three, nil, key + `[1].deviceID "d2": is already the device of demo/fast`},
 		{"one that is taken", `[{"name":"fast","deviceID":"d2"}]`, three, []*record.Attachment{{Network: "demo/faster", Interface: "net1", Resource: "example.com/nic", Device: "d2"}}, `"d2": is already the device of demo/faster`},
 	} {
