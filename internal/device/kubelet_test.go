@@ -80,6 +80,8 @@ func pod(namespace, name string, containers ...[]*podresources.ContainerDevices)
 	for i, devices := range containers {
 		p.Containers = append(p.Containers, &podresources.ContainerResources{
 			Name: fmt.Sprint("c", i), Devices: devices, CpuIds: []int64{3, 4}, Memory: []*podresources.ContainerMemory{{MemoryType: "memory", Size: 1 << 40}},
+			// Of claims nothing is taken.
+			DynamicResources: []*podresources.DynamicResource{{ClaimName: "c", ClaimResources: []*podresources.ClaimResource{{DriverName: "example.com", DeviceName: "claimed"}}}},
 		})
 	}
 	return p
