@@ -41,6 +41,8 @@ func run() error {
 	settings := flags.String("cni-settings", "", "with --install: file with keys for the configuration, such as one made for Multus")
 	hostRoot := flags.String("host-root", "", "with --node: where the node's files are, if weftd runs in a container; foreign CNI plugins run there")
 	kubeletDir := flags.String("kubelet-dir", "/var/lib/kubelet", "with --node: directory of the node's kubelet (its --root-dir), which is asked for the devices of Pods")
+	criSocket := flags.String("cri-socket", "", "with --node: socket of the container runtime, which is asked for its sandboxes; without, where containerd, CRI-O and the like have it")
+	collectAfter := flags.Duration("collect-after", 0, "with --node: take back what a Pod's sandbox has that the container runtime has not known for this long (default 6m)")
 	web := flags.String("http-address", "", "with --node: where to serve /metrics, /healthz and /readyz, such as :10970")
 	profiles := flags.Bool("pprof", false, "with --http-address: serve /debug/pprof to 127.0.0.1")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
@@ -74,7 +76,7 @@ func run() error {
 		return local.Run(ctx, local.Options{Instance: in, BinDirs: dirs, Accel: accel(log), Log: log})
 	}
 	opt := nodeagent.Options{
-		Kubeconfig: *kubeconfig, Node: *node, Instance: in.Tag, State: in.State, Run: in.Run, BinDirs: dirs, KubeletDir: *kubeletDir, HostRoot: *hostRoot, Web: *web, Profiles: *profiles, Version: version.Text, Log: log,
+		Kubeconfig: *kubeconfig, Node: *node, Instance: in.Tag, State: in.State, Run: in.Run, BinDirs: dirs, KubeletDir: *kubeletDir, CRISocket: *criSocket, CollectAfter: *collectAfter, HostRoot: *hostRoot, Web: *web, Profiles: *profiles, Version: version.Text, Log: log,
 	}
 	if *installs {
 		self, err := os.Executable()

@@ -167,6 +167,19 @@ func (c *claims) unclaimed(links []sharedLink) []sharedLink {
 	return out
 }
 
+// podSandboxes are the sandboxes of Pods that have a UID.
+func (c *claims) podSandboxes() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []string
+	for id := range c.sandboxes {
+		if c.pods[id].UID != "" {
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
 // knows says whether the sandbox's record was read.
 func (c *claims) knows(id string) bool {
 	c.mu.Lock()

@@ -10,9 +10,9 @@ import (
 	"github.com/weftnet/weft/internal/record"
 )
 
-// Collect takes back what sandboxes have whose network namespace is gone, for
-// runtimes that ended without a DEL. It gives their ids.
-func (e *Engine) Collect(ctx context.Context) ([]string, error) {
+// Collect takes back what sandboxes have whose network namespace is gone, and those
+// of strays, for runtimes that ended without a DEL. It gives their ids.
+func (e *Engine) Collect(ctx context.Context, strays map[string]bool) ([]string, error) {
 	ids, err := e.Records.IDs()
 	if err != nil {
 		return nil, err
@@ -21,7 +21,7 @@ func (e *Engine) Collect(ctx context.Context) ([]string, error) {
 	var errs []error
 	for _, id := range ids {
 		box, err := e.Records.Load(id)
-		if errors.Is(err, record.ErrNotFound) || err == nil && !deserted(box.NetNS) {
+		if errors.Is(err, record.ErrNotFound) || err == nil && !deserted(box.NetNS) && !strays[id] {
 			continue
 		}
 		if err == nil {
@@ -46,3 +46,7 @@ func deserted(netns string) bool {
 	_, err := os.Lstat(netns)
 	return errors.Is(err, os.ErrNotExist)
 }
+
+// PodSandboxes are the ids of the sandboxes that a container runtime made for Pods:
+// it told the Pods' UIDs.
+func (e *Engine) PodSandboxes() []string { return e.claims.podSandboxes() }

@@ -42,6 +42,10 @@ type Config struct {
 	BinDirs []string
 	// HostRoot is where the node's files are, if this is a container; optional.
 	HostRoot string
+	// Live gives the ids of the sandboxes the runtime has, and CollectAfter is for how
+	// long it must not have one that is taken back; both optional.
+	Live         func(ctx context.Context) (map[string]bool, error)
+	CollectAfter time.Duration
 	// Attached is told of every sandbox that was attached, after the runtime's
 	// answer is known and before it is given: it must not wait for anything.
 	// Optional.
@@ -61,6 +65,10 @@ type Server struct {
 	files files
 	// slots bounds the calls worked on at once: each may run plugins.
 	slots chan struct{}
+
+	// collecting guards missing: since when the runtime does not know a sandbox.
+	collecting sync.Mutex
+	missing    map[string]time.Time
 
 	// mu guards the fields below it.
 	mu      sync.Mutex
@@ -93,6 +101,9 @@ func New(cfg Config) *Server {
 	}
 	if cfg.Failed == nil {
 		cfg.Failed = func(string, error) {}
+	}
+	if cfg.CollectAfter == 0 {
+		cfg.CollectAfter = collectAfter
 	}
 	return &Server{cfg: cfg, files: files{cfg.HostRoot}, slots: make(chan struct{}, maxCalls), told: map[string]bool{}, began: map[*turn]time.Time{}}
 }
@@ -309,10 +320,6 @@ func (s *Server) ready(conf netConf) error {
 	return nil
 }
 
-// collectEvery is how often sandboxes that ended without a DEL are looked for:
-// containerd never calls GC.
-const collectEvery = 30 * time.Second
-
 // drainEvery is how often DELs are looked for that weft-cni kept: one that failed,
 // or one whose answer it did not get.
 const drainEvery = time.Second
@@ -334,14 +341,6 @@ func (s *Server) watch(ctx context.Context) {
 			}
 		}
 	}
-}
-
-func (s *Server) collect(ctx context.Context) error {
-	gone, err := s.cfg.Engine.Collect(ctx)
-	if len(gone) > 0 {
-		s.cfg.Log.Info("took back what sandboxes had that ended without a DEL", "sandboxes", gone)
-	}
-	return err
 }
 
 // drain does the DELs that weft-cni kept for us. One that fails stays and is told

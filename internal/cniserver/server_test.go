@@ -88,6 +88,7 @@ type node struct {
 	records *record.Store
 	pods    pods
 	runtime *libcni.CNIConfig
+	engine  *chain.Engine
 	stop    func()
 	log     *syncBuffer
 }
@@ -184,6 +185,7 @@ func (n *node) start() {
 	if err := engine.Restore(n.t.Context()); err != nil {
 		n.t.Fatal(err)
 	}
+	n.engine = engine
 	server := New(Config{
 		Socket: filepath.Join(n.dir, "cni.sock"), Queue: filepath.Join(n.dir, "dels"), Engine: engine, Pods: n.pods,
 		Log: slog.New(slog.NewTextHandler(n.log, nil)),
@@ -374,31 +376,6 @@ func TestClusterNetworkFile(t *testing.T) {
 	}
 	if log := n.log.String(); strings.Count(log, "key=surprise") != 1 {
 		t.Errorf("the unknown key is to be named once:\n%s", log)
-	}
-	n.nothingLeft()
-}
-
-// TestCollects: a sandbox that ended without a DEL is taken back by the next GC.
-func TestCollects(t *testing.T) {
-	n := newNode(t)
-	list, pod := n.list("1.1.0", delegate), n.pod("lost", map[string]string{"k8s.v1.cni.cncf.io/networks": "red"})
-	alive := n.pod("alive", nil)
-	for _, p := range []*libcni.RuntimeConf{pod, alive} {
-		if _, err := n.runtime.AddNetworkList(t.Context(), list, p); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := linux.DeleteNS(pod.NetNS); err != nil {
-		t.Fatal(err)
-	}
-	if err := n.runtime.GCNetworkList(t.Context(), list, &libcni.GCArgs{ValidAttachments: []types.GCAttachment{{ContainerID: "alive", IfName: "eth0"}}}); err != nil {
-		t.Fatal(err)
-	}
-	if ids, err := n.records.IDs(); err != nil || !slices.Equal(ids, []string{"alive"}) {
-		t.Errorf("records after GC: %v (%v)", ids, err)
-	}
-	if err := n.runtime.DelNetworkList(t.Context(), list, alive); err != nil {
-		t.Fatal(err)
 	}
 	n.nothingLeft()
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/linux"
+	"github.com/weftnet/weft/internal/unary"
 )
 
 // socketName is where the kubelet's pod-resources API is, below the directory it
@@ -79,7 +80,7 @@ func (k *Kubelet) Offered(ctx context.Context, resource string) (bool, error) {
 		return false, err
 	}
 	devices := map[string][]string{}
-	err = fields(answer, func(number protowire.Number, value []byte) error {
+	err = unary.Fields(answer, func(number protowire.Number, value []byte) error {
 		if number == allocatableDevices {
 			return readDevices(value, devices)
 		}
@@ -93,8 +94,8 @@ func (k *Kubelet) ask(ctx context.Context, method string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
-		answer, err := call(ctx, linux.Under(k.root, k.socket), method)
-		if errors.Is(err, errTooOften) {
+		answer, err := unary.Call(ctx, linux.Under(k.root, k.socket), method)
+		if errors.Is(err, unary.ErrTooOften) {
 			select {
 			case <-ctx.Done():
 			case <-time.After(pause):

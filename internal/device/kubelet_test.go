@@ -182,15 +182,6 @@ func TestAway(t *testing.T) {
 	}
 }
 
-// TestNoGRPC: something else listens there.
-func TestNoGRPC(t *testing.T) {
-	for name, frame := range map[string]string{"short": "\x00\x00", "compressed": "\x01\x00\x00\x00\x00", "cut": "\x00\x00\x00\x00\x09abc"} {
-		if got, err := message([]byte(frame)); err == nil {
-			t.Errorf("%s: %q", name, got)
-		}
-	}
-}
-
 func FuzzMessage(f *testing.F) {
 	for _, p := range []*podresources.PodResources{pod("demo", "a", []*podresources.ContainerDevices{part("r", "d")}), pod("", "")} {
 		text, err := proto.Marshal(&podresources.ListPodResourcesResponse{PodResources: []*podresources.PodResources{p, p}})

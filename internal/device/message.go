@@ -1,9 +1,9 @@
 package device
 
 import (
-	"fmt"
-
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/weftnet/weft/internal/unary"
 )
 
 // Numbers of the fields we read (k8s.io/kubelet/pkg/apis/podresources/v1,
@@ -28,7 +28,7 @@ type podResources struct {
 
 // eachPod reads a ListPodResourcesResponse.
 func eachPod(answer []byte, do func(podResources)) error {
-	return fields(answer, func(number protowire.Number, value []byte) error {
+	return unary.Fields(answer, func(number protowire.Number, value []byte) error {
 		if number != listPods {
 			return nil
 		}
@@ -41,7 +41,7 @@ func eachPod(answer []byte, do func(podResources)) error {
 }
 
 func readPod(message []byte) (pod podResources, err error) {
-	err = fields(message, func(number protowire.Number, value []byte) error {
+	err = unary.Fields(message, func(number protowire.Number, value []byte) error {
 		switch number {
 		case podName:
 			pod.name = string(value)
@@ -58,7 +58,7 @@ func readPod(message []byte) (pod podResources, err error) {
 }
 
 func readContainer(message []byte, devices map[string][]string) error {
-	return fields(message, func(number protowire.Number, value []byte) error {
+	return unary.Fields(message, func(number protowire.Number, value []byte) error {
 		if number == containerDevices {
 			return readDevices(value, devices)
 		}
@@ -70,7 +70,7 @@ func readContainer(message []byte, devices map[string][]string) error {
 func readDevices(message []byte, devices map[string][]string) error {
 	var resource string
 	var ids []string
-	err := fields(message, func(number protowire.Number, value []byte) error {
+	err := unary.Fields(message, func(number protowire.Number, value []byte) error {
 		switch number {
 		case deviceResource:
 			resource = string(value)
@@ -83,35 +83,4 @@ func readDevices(message []byte, devices map[string][]string) error {
 		devices[resource] = append(devices[resource], ids...)
 	}
 	return err
-}
-
-// fields goes through a message's fields that have bytes: strings and messages.
-func fields(message []byte, do func(protowire.Number, []byte) error) error {
-	for len(message) > 0 {
-		number, kind, size := protowire.ConsumeTag(message)
-		if size < 0 {
-			return garbledError(size)
-		}
-		message = message[size:]
-		if kind != protowire.BytesType {
-			if size = protowire.ConsumeFieldValue(number, kind, message); size < 0 {
-				return garbledError(size)
-			}
-			message = message[size:]
-			continue
-		}
-		value, size := protowire.ConsumeBytes(message)
-		if size < 0 {
-			return garbledError(size)
-		}
-		if err := do(number, value); err != nil {
-			return err
-		}
-		message = message[size:]
-	}
-	return nil
-}
-
-func garbledError(size int) error {
-	return fmt.Errorf("its answer is no message of that API: %w", protowire.ParseError(size))
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/weftnet/weft/internal/chain"
 	"github.com/weftnet/weft/internal/cniserver"
+	"github.com/weftnet/weft/internal/cri"
 	"github.com/weftnet/weft/internal/dataplane"
 	"github.com/weftnet/weft/internal/device"
 	"github.com/weftnet/weft/internal/hint"
@@ -48,6 +49,10 @@ type Options struct {
 	BinDirs []string
 	// KubeletDir is the directory of the kubelet (its --root-dir).
 	KubeletDir string
+	// CRISocket is the container runtime's; empty: where they usually are.
+	// CollectAfter is for how long it must not know a sandbox that is taken back.
+	CRISocket    string
+	CollectAfter time.Duration
 	// HostRoot is where the node's files are, if this is a container.
 	HostRoot string
 	// Web is where metrics and probes are served, such as :10970; empty: nowhere.
@@ -150,6 +155,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	}
 	a.server.Store(cniserver.New(cniserver.Config{
 		Socket: a.socket, Queue: filepath.Join(opt.State, "dels"), Engine: a.engine, Pods: a, HostRoot: opt.HostRoot,
+		Live: cri.NewRuntime(opt.HostRoot, opt.CRISocket).Sandboxes, CollectAfter: opt.CollectAfter,
 		Attached: a.attached, Refused: a.refused, Observe: a.observe, Failed: a.failed, Log: opt.Log,
 	}))
 	return a.run(ctx, opt)

@@ -93,7 +93,7 @@ func (w *world) startAgent(node *kubelab.Node) {
 
 func (w *world) startAgentWith(node *kubelab.Node, kubeconfig string) {
 	w.t.Helper()
-	cmd, err := node.Command(context.WithoutCancel(w.t.Context()), w.bin+"/weftd", "--node", node.Name, "--kubeconfig", kubeconfig)
+	cmd, err := node.Command(context.WithoutCancel(w.t.Context()), w.bin+"/weftd", "--node", node.Name, "--kubeconfig", kubeconfig, "--collect-after", "40s")
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -288,10 +288,12 @@ func TestNode(t *testing.T) {
 		return nil
 	})
 	w.kubectl("delete", "deployment", "lost")
+	takenBack := w.stray(w.c.Nodes()[0])
 	told := w.drift(b)
 	w.hotplug(a)
 	told()
 	w.together(map[string]func(*world){"5G": (*world).fiveG, "multus": (*world).multus, "isolation": (*world).isolation})
+	takenBack()
 	w.outages(a, "192.168.77.11")
 	w.agentAway()
 	w.reboot()

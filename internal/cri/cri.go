@@ -1,0 +1,92 @@
+// Package cri asks this node's container runtime which Pod sandboxes it has, by
+// the Container Runtime Interface.
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/linux"
+	"github.com/weftnet/weft/internal/unary"
+)
+
+// sockets are where runtimes listen unless told otherwise: containerd, that of
+// k3s, CRI-O, cri-dockerd.
+var sockets = []string{
+	"/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock", "/run/crio/crio.sock", "/run/cri-dockerd.sock",
+}
+
+// patience bounds one question.
+const patience = 10 * time.Second
+
+// ErrNone says that no runtime listens where they do.
+var ErrNone = errors.New("no container runtime was found")
+
+// Numbers of the fields we read (k8s.io/cri-api/pkg/apis/runtime/v1, api.proto).
+const (
+	items     protowire.Number = 1 // ListPodSandboxResponse.items
+	sandboxID protowire.Number = 1 // PodSandbox.id
+)
+
+// Runtime is that of this node.
+type Runtime struct{ root, socket string }
+
+// NewRuntime makes one from where the node's files are, empty for /, and its
+// socket there; empty: the first one of the usual that is there.
+func NewRuntime(root, socket string) *Runtime { return &Runtime{root, socket} }
+
+// Sandboxes gives the ids of all sandboxes the runtime knows, those that ended and
+// are not removed yet among them.
+func (r *Runtime) Sandboxes(ctx context.Context) (map[string]bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	socket, err := r.find()
+	if err != nil {
+		return nil, err
+	}
+	answer, err := unary.Call(ctx, linux.Under(r.root, socket), "/runtime.v1.RuntimeService/ListPodSandbox")
+	if err != nil {
+		return nil, problem(socket, err)
+	}
+	ids := map[string]bool{}
+	err = unary.Fields(answer, func(number protowire.Number, item []byte) error {
+		if number != items {
+			return nil
+		}
+		return unary.Fields(item, func(number protowire.Number, value []byte) error {
+			if number == sandboxID {
+				ids[string(value)] = true
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, problem(socket, err)
+	}
+	return ids, nil
+}
+
+func (r *Runtime) find() (string, error) {
+	if r.socket != "" {
+		return r.socket, nil
+	}
+	for _, socket := range sockets {
+		if _, err := os.Stat(linux.Under(r.root, socket)); err == nil {
+			return socket, nil
+		}
+	}
+	return "", ErrNone
+}
+
+func problem(socket string, err error) error {
+	return &hint.Error{
+		Field: "container runtime", Value: socket, Problem: "does not tell which sandboxes it has", Err: err,
+		Remedy: fmt.Sprintf("see that it runs and has the CRI plugin, or give weftd its socket with --cri-socket (looked for: %v)", sockets),
+	}
+}
