@@ -16,14 +16,16 @@ import (
 
 // mixed is a Pod of every sort of attachment: bridge (default), macvlan, a
 // native bridge with foreign plugins behind it, one with a foreign IPAM, and
-// one that is foreign from the start.
+// one that is foreign from the start and has a device.
 func mixed(w *world) string {
 	rec := w.rec()
 	w.nads.add("demo/lan", `{"cniVersion":"1.0.0","type":"macvlan","master":"uplink","ipam":{"type":"host-local","subnet":"192.0.2.0/24","rangeStart":"192.0.2.100"}}`)
 	w.nads.add("demo/tuned", `{"cniVersion":"1.0.0","plugins":[{"type":"bridge","bridge":"t0","ipMasq":true,"isGateway":true,"ipam":{"type":"host-local","subnet":"10.6.0.0/24"}},
 		{"type":"alpha","dir":"`+rec+`"},{"type":"omega","dir":"`+rec+`"}]}`)
 	w.nads.add("demo/ext", `{"cniVersion":"1.0.0","type":"bridge","bridge":"x0","ipam":{"type":"recipam","dir":"`+rec+`","gives":{"cniVersion":"1.0.0","ips":[{"address":"10.9.0.5/24"}]}}}`)
-	w.nads.add("demo/p2p", `{"cniVersion":"1.0.0","name":"p2p","plugins":[{"type":"ptp","ipam":{"type":"host-local","dataDir":"`+w.dir+`/host-local","subnet":"10.7.0.0/24"}},{"type":"alpha","dir":"`+rec+`"}]}`)
+	w.nads.addDevice("demo/p2p", "example.com/nic", `{"cniVersion":"1.0.0","name":"p2p","plugins":[{"type":"ptp","ipam":{"type":"host-local","dataDir":"`+w.dir+`/host-local","subnet":"10.7.0.0/24"}},{"type":"alpha","dir":"`+rec+`","capabilities":{"CNIDeviceInfoFile":true},"describes":{"type":"pci"}}]}`)
+	w.devices = &devices{always: map[string][]string{"example.com/nic": {"d1"}}}
+	w.restart()
 	return `[{"name":"lan"},{"name":"tuned","default-route":["10.6.0.1"]},{"name":"ext"},{"name":"p2p"}]`
 }
 

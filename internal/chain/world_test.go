@@ -416,6 +416,9 @@ func (w *world) emptyBut(hostLinks ...string) {
 	if state := w.pluginState(); len(state) > 0 {
 		w.t.Errorf("foreign plugins hold: %v", state)
 	}
+	if files, err := filepath.Glob(filepath.Join(w.dir, "devinfo/cni/*")); err != nil || len(files) > 0 {
+		w.t.Errorf("device information is left: %v, %v", files, err)
+	}
 }
 
 // podEmpty wants nothing but lo in a sandbox.
