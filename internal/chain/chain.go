@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/weftnet/weft/api/netattach"
@@ -84,6 +85,9 @@ type Options struct {
 	Devices Devices
 	// DeviceDir has the files that describe devices; optional, device.Dir.
 	DeviceDir string
+	// Cluster: other machines give addresses of the same networks. Those that are
+	// unique in a cluster come from their plugin, where it is installed.
+	Cluster bool
 	// Default is the default network of sandboxes that name no other; optional.
 	Default DefaultNetwork
 	// Kinds is the table of native kinds; optional, kind.Lookup.
@@ -125,6 +129,8 @@ type Engine struct {
 	parsed *parsedConfigs
 
 	deviceFiles device.Files
+	// told of an IPAM plugin that is not installed.
+	told *sync.Once
 
 	noIPv6 bool
 	optDAD bool
@@ -139,7 +145,7 @@ type Engine struct {
 // Restore before anything else. Records that cannot be read are no reason to
 // fail here: Restore tells of them.
 func New(ctx context.Context, options Options) (*Engine, error) {
-	e := &Engine{Options: options, alloc: ipam.NewAllocator(options.Addresses), claims: newClaims(), parsed: newParsedConfigs(), beforeStep: failpoint()}
+	e := &Engine{Options: options, alloc: ipam.NewAllocator(options.Addresses), claims: newClaims(), parsed: newParsedConfigs(), told: &sync.Once{}, beforeStep: failpoint()}
 	if e.Kinds == nil {
 		e.Kinds = kind.Lookup
 	}

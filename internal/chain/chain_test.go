@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -199,6 +201,40 @@ func TestForeignIPAM(t *testing.T) {
 	}
 	w.same("verbs", w.verbs(), []string{"ADD recipam net1", "CHECK recipam net1", "DEL recipam net1"})
 	w.podEmpty("a")
+	w.empty()
+}
+
+// TestClusterIPAM: in a cluster, addresses that are unique there come from their
+// plugin, if it is installed; what it gave is taken back by it.
+func TestClusterIPAM(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const head = `{"cniVersion":"1.0.0","type":"bridge","bridge":"x0","ipam":{"type":"whereabouts","range":"10.9.0.0/24"`
+	w.nads.add("demo/ours", head+"}}")
+	w.nads.add("demo/theirs", head+`,"dir":"`+w.rec()+`","gives":{"cniVersion":"1.0.0","ips":[{"address":"10.9.0.5/24"}]}}}`)
+	for i, tt := range []struct {
+		network            string
+		cluster, installed bool
+		address            string
+	}{{"ours", false, true, "10.9.0.1/24"}, {"ours", true, false, "10.9.0.1/24"}, {"theirs", true, true, "10.9.0.5/24"}} {
+		dirs := []string{t.TempDir(), binDir}
+		if tt.installed {
+			if err := os.Symlink(filepath.Join(binDir, "recorder"), filepath.Join(dirs[0], "whereabouts")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.engine.Cluster, w.engine.runner.binDirs = tt.cluster, dirs
+		id := fmt.Sprint("pod", i)
+		w.add(id, tt.network)
+		w.same("address of "+id, w.addrs(w.pod(id), "net1"), []string{tt.address})
+		if err := w.engine.Del(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.same("calls", w.verbs(), []string{"ADD whereabouts net1", "DEL whereabouts net1"})
+	if log := w.log.String(); strings.Count(log, "unique on this machine only") != 1 {
+		t.Errorf("the plugin that is missing is to be told of once:\n%s", log)
+	}
 	w.empty()
 }
 

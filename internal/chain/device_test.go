@@ -81,7 +81,9 @@ func TestDevicesAreHandedOut(t *testing.T) {
 		},
 		{"one of another Pod", `[{"name":"fast","deviceID":"d9"}]`, three, nil, key + `[0].deviceID "d9": is none of the devices of resource example.com/nic that the Pod holds; leave it out, or name one of d2, d1, d3`},
 		{
-			"more networks than many devices", "fast,fast,fast,fast,fast,fast,fast", map[string][]string{"example.com/nic": {"d1", "d2", "d3", "d4", "d5", "d6"}}, nil,
+			"more networks than many devices", "fast,fast,fast,fast,fast,fast,fast",
+			map[string][]string{"example.com/nic": {"d1", "d2", "d3", "d4", "d5", "d6"}},
+			nil,
 			`have a network (d1, d2, d3, d4 and 2 more); request`,
 		},
 		{"one twice", `[{"name":"fast","deviceID":"d2"},{"name":"faster","deviceID":"d2"}]`, three, nil, key + `[1].deviceID "d2": is already the device of demo/fast`},

@@ -9,6 +9,7 @@ import (
 
 	"github.com/weftnet/weft/api/netattach"
 	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/record"
 )
 
@@ -35,7 +36,7 @@ func (e *Engine) resolve(ctx context.Context, req Request) ([]Delegate, error) {
 	}
 	q := Question{
 		Sandbox: req.ID, Pod: req.Pod, IfName: req.IfName, RuntimeConfig: req.RuntimeConfig, CNIArgs: req.CNIArgs,
-		Selections: networks, First: 1, Kinds: e.Kinds, DeviceFiles: e.deviceFiles, parsed: e.parsed,
+		Selections: networks, First: 1, Kinds: e.Kinds, ForeignIPAM: e.foreignIPAM, DeviceFiles: e.deviceFiles, parsed: e.parsed,
 	}
 	if q.IfName == "" {
 		q.IfName = "eth0"
@@ -50,6 +51,20 @@ func (e *Engine) resolve(ctx context.Context, req Request) ([]Delegate, error) {
 		return nil, err
 	}
 	return Resolve(q)
+}
+
+// foreignIPAM says whether the plugin of a type of IPAM is asked in our place.
+func (e *Engine) foreignIPAM(ipamType string) bool {
+	if !e.Cluster || !ipam.ClusterWide(ipamType) {
+		return false
+	}
+	_, err := e.runner.find(call{plugin: ipamType})
+	if err != nil {
+		e.told.Do(func() {
+			e.Log.Warn("the plugin is not installed, so the addresses of its networks are unique on this machine only", "ipam", ipamType)
+		})
+	}
+	return err == nil
 }
 
 // defaultNetwork finds the config of the default network: the Pod's own choice,

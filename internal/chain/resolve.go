@@ -59,6 +59,9 @@ type Question struct {
 	Present []*record.Attachment
 	// Kinds is the table of native kinds.
 	Kinds func(pluginType string) (kind.Kind, bool)
+	// ForeignIPAM says of a type of IPAM that weft answers, too, whether its plugin
+	// is to be asked; nil: of none.
+	ForeignIPAM func(ipamType string) bool
 
 	parsed *parsedConfigs // nil: every config is read anew
 }
@@ -254,7 +257,7 @@ func (r *resolver) add(w wanted) {
 	}
 	main := &d.Conf.Plugins[0]
 	native, isNative := r.Kinds(main.Type)
-	if isNative && main.IPAMType != "" && !ipam.Supported(main.IPAMType) {
+	if isNative && main.IPAMType != "" && (!ipam.Supported(main.IPAMType) || r.ForeignIPAM != nil && r.ForeignIPAM(main.IPAMType)) {
 		d.IPAM = main.IPAMType
 	}
 	if d.CapabilityArgs, err = r.capabilities(&d); err != nil {

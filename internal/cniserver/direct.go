@@ -56,7 +56,7 @@ func (d Direct) Call(ctx context.Context, request cniwire.Request) cniwire.Respo
 	var box *record.Sandbox
 	attached := func(made *record.Sandbox) { box = made }
 	response := d.call(ctx, request, Config{Pods: api, Attached: attached}, chain.Options{
-		Networks: api, Claims: api, Devices: device.NewKubelet("", kubeletDir),
+		Networks: api, Claims: api, Cluster: true, Devices: device.NewKubelet("", kubeletDir),
 	})
 	if box != nil && response.Error == nil {
 		api.writeStatus(ctx, box)

@@ -21,6 +21,10 @@ const (
 // Supported says whether weft answers an ipam type itself.
 func Supported(ipamType string) bool { return readers[ipamType] != nil }
 
+// ClusterWide says whether the plugin of an ipam type gives addresses that are
+// unique in a cluster. Ours are on one machine.
+func ClusterWide(ipamType string) bool { return ipamType == TypeWhereabouts }
+
 // Config is one parsed ipam object, whichever type it was written for.
 type Config struct {
 	// Type is what the document said; empty: the network has no IPAM.
