@@ -187,7 +187,7 @@ func (t *attaching) applyNative(ctx context.Context, group []*attachment) error 
 	if err != nil {
 		return err
 	}
-	applied := measure(t.Observe, "ADD", "", "apply")
+	applied := measure(t.Observe, "ADD", pluginOf(group), "apply")
 	facts, err := t.Dataplane.ReplaceIn(ctx, pod, last, want)
 	if err == nil && t.masquerades {
 		err = t.syncMasquerade(ctx)

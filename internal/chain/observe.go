@@ -12,7 +12,8 @@ type Phase struct {
 	// Verb is the CNI command; attaching and detaching of a running Pod are ADD
 	// and DEL.
 	Verb string
-	// Plugin is that of another; empty: it was done in process.
+	// Plugin is the one that did it, or whose kernel state it was; several, if it
+	// was done for several in one go; empty where it is of the whole Pod.
 	Plugin string
 	// Name is resolve, allocate, record, apply, routes, compare, delete or exec.
 	Name string
@@ -26,6 +27,16 @@ func measure(observe func(Phase), verb, plugin, name string) (end func()) {
 	}
 	began := time.Now()
 	return func() { observe(Phase{Verb: verb, Plugin: plugin, Name: name, Took: time.Since(began)}) }
+}
+
+// pluginOf names the plugin of attachments that are applied together.
+func pluginOf(group []*attachment) string {
+	for _, w := range group[1:] {
+		if w.Conf.Plugins[0].Type != group[0].Conf.Plugins[0].Type {
+			return "several"
+		}
+	}
+	return group[0].Conf.Plugins[0].Type
 }
 
 // Stages counts the attachments of all sandboxes by their stage.

@@ -58,7 +58,7 @@ func New(version string, facts func() Facts) *Metrics {
 	m := &Metrics{registry: prometheus.NewRegistry(), plugins: map[string]bool{}}
 	m.phases = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "weft_cni_duration_seconds", Buckets: seconds,
-		Help: "How long CNI calls take, by verb: all of a call (phase total), and its phases, where another's plugin did it with the plugin's name.",
+		Help: "How long CNI calls take, by verb: all of a call (phase total), and its phases, with the plugin's name where one did it.",
 	}, []string{"verb", "plugin", "phase"})
 	m.failures = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "weft_cni_failures_total", Help: "CNI calls that failed, by verb and cause.",

@@ -51,7 +51,7 @@ func TestMetricsAndProbes(t *testing.T) {
 	_, with := l.ask("/metrics")
 	for _, want := range []string{
 		`weft_cni_duration_seconds_count{phase="total",plugin="",verb="ADD"} 2`, `weft_cni_duration_seconds_count{phase="queue",plugin="",verb="ADD"} 2`,
-		`weft_cni_duration_seconds_count{phase="apply",plugin="",verb="ADD"} `, `weft_cni_duration_seconds_count{phase="resolve",plugin="",verb="ADD"} 2`,
+		`weft_cni_duration_seconds_count{phase="apply",plugin="bridge",verb="ADD"} `, `weft_cni_duration_seconds_count{phase="resolve",plugin="",verb="ADD"} 2`,
 		`weft_cni_duration_seconds_count{phase="exec",plugin="alpha",verb="ADD"} 1`, `weft_cni_duration_seconds_count{phase="compare",plugin="",verb="CHECK"} 1`,
 		`weft_cni_failures_total{cause="unknown-network",verb="ADD"} 1`, `weft_attachments{stage="attached"} 3`, `weft_cni_calls{state="working"} 0`, `weft_cni_kept_dels 0`,
 		`weft_api_requests_total{code="200",method="WATCH",resource="pods"}`, `weft_build_info{`,
