@@ -69,7 +69,7 @@ func (a *agent) watchOver(ctx context.Context, key store.Key) (time.Duration, er
 	}
 	next := lookEvery/2 + rand.N(lookEvery)
 	seen, isNew := a.watchedOf(key, pod.GetUID())
-	if isNew {
+	if isNew && !gated(pod) { // which waits to be told
 		return next, nil
 	}
 	box, found, err := a.inspect(ctx, id)

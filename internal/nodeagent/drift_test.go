@@ -270,7 +270,6 @@ func TestReadinessGateAndRewired(t *testing.T) {
 	l := newLooker(t)
 	l.create("k8s.cni.cncf.io/v1", "NetworkAttachmentDefinition", l.ns, "blue", map[string]any{"spec": map[string]any{"config": blueConfig}})
 	gated := l.pod("gated", "blue", map[string]any{"readinessGates": []any{map[string]any{"conditionType": networksReady}}})
-	l.look(gated)
 	l.tells(gated, "True", asMade, "", nil)
 	rewired := l.pod("rewired", "blue", nil)
 	l.in("rewired", "sh", "-ec", "ip link set eth0 down; ip link set eth0 name eth0-nic; ip addr flush dev eth0-nic; ip link add eth0 type bridge")
