@@ -55,20 +55,36 @@ func (e *Engine) Check(ctx context.Context, id string) error {
 
 // checkMasquerade compares the host's table, if the sandbox needs it.
 func (e *Engine) checkMasquerade(ctx context.Context, box *record.Sandbox) error {
-	if !slices.ContainsFunc(box.Attachments, func(a *record.Attachment) bool { return len(a.Masquerade) > 0 }) {
+	if !slices.ContainsFunc(box.Attachments, masqueraded) {
 		return nil
 	}
+	lacks, err := e.masqueradeLacks(ctx)
+	if err != nil || lacks == "" {
+		return err
+	}
+	return &hint.Error{Field: "host", Problem: "lacks: " + lacks, Remedy: "restart weft, which sets the table anew", Err: ErrChanged}
+}
+
+func masqueraded(a *record.Attachment) bool { return len(a.Masquerade) > 0 }
+
+// masqueradeLacks compares the host's table with what all sandboxes need, by the
+// comments that the kernel tells: no program is run for it.
+func (e *Engine) masqueradeLacks(ctx context.Context) (string, error) {
 	e.claims.table.Lock()
 	defer e.claims.table.Unlock()
-	ops, err := e.Dataplane.Check(ctx, "", e.masqueradePlan(e.claims.masquerade()))
+	subnets := e.claims.tableHas
+	if !e.claims.tableKnown {
+		subnets = e.claims.masquerade() // not always: one that is being attached claims before the table has it
+	}
+	ops, err := e.Dataplane.Check(ctx, "", e.masqueradePlan(subnets))
 	if err != nil {
-		return fmt.Errorf("check masquerade table: %w", err)
+		return "", fmt.Errorf("check masquerade table: %w", err)
 	}
 	if len(ops) == 0 {
-		return nil
+		return "", nil
 	}
-	e.claims.tableKnown = false // so that the next Add mends it
-	return &hint.Error{Field: "host", Problem: "lacks: " + ops[0].String(), Remedy: "restart weft, which sets the table anew", Err: ErrChanged}
+	e.claims.tableKnown = false // so that the next Add or Repair mends it
+	return ops[0].String(), nil
 }
 
 // checkForeign calls CHECK of the foreign plugins, first to last. A link whose

@@ -145,6 +145,42 @@ func TestDriftOnTheHost(t *testing.T) {
 	w.empty()
 }
 
+// TestFlushedRules: a firewall's restart takes all tables, so all Pods lose their
+// way out; a repair of one of them gives it back to all.
+func TestFlushedRules(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, id := range []string{"a", "b"} {
+		w.add(id, "")
+	}
+	w.in(w.host, "nft", "flush", "ruleset")
+	for _, id := range []string{"a", "b"} {
+		if _, found, err := w.engine.Inspect(t.Context(), id, anything); err != nil || !strings.Contains(told(found), "nft replace table inet weft_masquerade_chaintest") {
+			t.Errorf("%s: it tells %q (%v)", id, told(found), err)
+		}
+	}
+	if done, err := w.engine.Repair(t.Context(), "a", anything); err != nil || len(done) != 1 {
+		t.Errorf("repair did %v (%v)", done, err)
+	}
+	for _, id := range []string{"a", "b"} {
+		if err := w.engine.Check(t.Context(), id); err != nil {
+			t.Errorf("check after the repair: %v", err)
+		}
+		if _, found, err := w.engine.Inspect(t.Context(), id, anything); err != nil || told(found) != "" {
+			t.Errorf("%s: after the repair it tells %q (%v)", id, told(found), err)
+		}
+	}
+	if rules := w.in(w.host, "nft", "list", "ruleset"); !strings.Contains(rules, "10.88.0.0/24") || !strings.Contains(rules, "masquerade") {
+		t.Errorf("the host has\n%s", rules)
+	}
+	for _, id := range []string{"a", "b"} {
+		if err := w.engine.Del(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.empty()
+}
+
 // TestOthersWorkIsNoDrift has a plugin after ours change the link: that is how
 // it was made, and nobody's to repair.
 func TestOthersWorkIsNoDrift(t *testing.T) {

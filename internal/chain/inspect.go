@@ -50,8 +50,23 @@ func (e *Engine) Inspect(ctx context.Context, id string, which func(*record.Atta
 	}
 	eyes := e.look(box.NetNS)
 	defer eyes.close()
-	found, err := e.inspectAll(ctx, eyes, &chosen)
+	found, err := e.inspectWhole(ctx, eyes, &chosen)
 	return box, found, err
+}
+
+// inspectWhole compares the attachments and what the host has for them together.
+func (e *Engine) inspectWhole(ctx context.Context, eyes *look, box *record.Sandbox) ([]Finding, error) {
+	all, err := e.inspectAll(ctx, eyes, box)
+	if err != nil || !slices.ContainsFunc(box.Attachments, masqueraded) {
+		return all, err
+	}
+	lacks, err := e.masqueradeLacks(ctx)
+	for i, a := range box.Attachments {
+		if masqueraded(a) && lacks != "" {
+			all[i].Lacks = append(all[i].Lacks, lacks)
+		}
+	}
+	return all, err
 }
 
 // remake is the remedy for what cannot be put right in place.

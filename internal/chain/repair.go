@@ -31,7 +31,7 @@ func (e *Engine) Repair(ctx context.Context, id string, may func(*record.Attachm
 	}
 	eyes := e.look(box.NetNS)
 	defer eyes.close()
-	all, err := e.inspectAll(ctx, eyes, box)
+	all, err := e.inspectWhole(ctx, eyes, box)
 	if err != nil {
 		return nil, err
 	}
@@ -126,5 +126,8 @@ func (e *Engine) repair(ctx context.Context, box *record.Sandbox, a *record.Atta
 		return err
 	}
 	a.Links = linksMade(a.Plan, facts)
+	if masqueraded(a) {
+		return e.syncMasquerade(ctx)
+	}
 	return nil
 }
