@@ -36,11 +36,14 @@ var ErrTooOften = errors.New("it is asked too often")
 // Call calls a method, /package.Service/Method, with an empty message and gives
 // the answer's (gRPC's doc/PROTOCOL-HTTP2.md).
 func Call(ctx context.Context, socket, method string) ([]byte, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close() // and with it all that serves it, also if there is no answer
 	transport := &http.Transport{
-		Protocols: &http.Protocols{},
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-		},
+		Protocols:   &http.Protocols{},
+		DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil },
 	}
 	transport.Protocols.SetUnencryptedHTTP2(true)
 	defer transport.CloseIdleConnections()
