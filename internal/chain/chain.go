@@ -167,7 +167,7 @@ func New(ctx context.Context, options Options) (*Engine, error) {
 			return nil, err
 		}
 	}
-	e.runner = runner{binDirs: e.BinDirs, root: e.HostRoot, deadline: e.PluginTimeout, hostNS: options.HostNS, observe: options.Observe}
+	e.runner = runner{binDirs: e.BinDirs, root: e.HostRoot, deadline: e.PluginTimeout, rooms: &rooms{}, hostNS: options.HostNS, observe: options.Observe}
 	e.deviceFiles = device.Files{Root: e.HostRoot, Dir: e.DeviceDir}
 	e.noIPv6, e.optDAD = kernelFacts()
 	if err := e.load(ctx); err != nil {

@@ -77,6 +77,7 @@ type runner struct {
 	root string
 	// deadline is how long one call of one plugin may take.
 	deadline time.Duration
+	rooms    *rooms
 	// hostNS is the namespace plugins run in; empty: this process's.
 	hostNS string
 	// observe, if set, is told how long each call took.
@@ -98,6 +99,12 @@ func (r runner) run(ctx context.Context, c call) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	leave, ok := r.rooms.enter(ctx, c.plugin)
+	if !ok {
+		cause := context.Cause(ctx)
+		return nil, c.hint("see what those wait for", &PluginError{Kind: ErrPluginHung, Text: fmt.Sprintf("%d calls of it had not ended when this one's time was up", maxPluginCalls), Err: cause})
+	}
+	defer leave()
 	defer measure(r.observe, c.verb, c.plugin, "exec")()
 	limited, cancel := context.WithTimeout(ctx, r.deadline)
 	defer cancel()

@@ -74,7 +74,7 @@ func TestHungPluginDiesWithItsChildren(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "forks"), []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	r := runner{binDirs: []string{dir}, deadline: 300 * time.Millisecond}
+	r := runner{rooms: &rooms{}, binDirs: []string{dir}, deadline: 300 * time.Millisecond}
 	_, err := r.run(t.Context(), call{plugin: "forks", verb: "ADD", config: []byte("{}")})
 	if !errors.Is(err, ErrPluginHung) {
 		t.Fatal(err)
@@ -130,7 +130,7 @@ func TestPluginIsNoProgram(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "text"), []byte("hello"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	r := runner{binDirs: []string{dir}, deadline: time.Second}
+	r := runner{rooms: &rooms{}, binDirs: []string{dir}, deadline: time.Second}
 	_, err := r.run(t.Context(), call{plugin: "text", verb: "ADD", network: "demo/x", config: []byte("{}")})
 	if !errors.Is(err, ErrPluginFailed) || !strings.Contains(err.Error(), "exec format error; see whether the file is an executable") {
 		t.Errorf("got %v", err)
@@ -143,7 +143,7 @@ func TestOutputIsBounded(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "noisy"), []byte("#!/bin/sh\nhead -c 20000000 /dev/zero\nhead -c 20000000 /dev/zero >&2\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	r := runner{binDirs: []string{dir}, deadline: time.Minute}
+	r := runner{rooms: &rooms{}, binDirs: []string{dir}, deadline: time.Minute}
 	c := call{plugin: "noisy", verb: "ADD", config: []byte("{}")}
 	stdout, err := r.run(t.Context(), c)
 	if err != nil || len(stdout) != maxOutput {
@@ -175,7 +175,7 @@ func TestHostRoot(t *testing.T) {
 	if err := os.Link(filepath.Join(binDir, "alpha"), filepath.Join(root, "plugins", "alpha")); err != nil {
 		t.Fatal(err)
 	}
-	r := runner{binDirs: []string{"/plugins"}, root: root, deadline: 20 * time.Second}
+	r := runner{rooms: &rooms{}, binDirs: []string{"/plugins"}, root: root, deadline: 20 * time.Second}
 	c := call{plugin: "alpha", verb: "ADD", network: "demo/x", sandbox: "s", ifName: "x0", netns: "/n", config: []byte(`{"cniVersion":"1.0.0","name":"x","type":"alpha","dir":"/out"}`)}
 	if _, err := r.run(t.Context(), c); err != nil {
 		t.Fatal(err)

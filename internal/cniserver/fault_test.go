@@ -8,7 +8,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
@@ -25,6 +27,7 @@ var misbehaving = map[string]string{
 	"nothing":  "exit 0",
 	"flood":    "yes '{\"cniVersion\":' | head -c 30000000; yes noise | head -c 30000000 >&2",
 	"failing":  `echo '{"cniVersion":"1.0.0","code":7,"msg":"'$(yes x | head -c 3000 | tr -d '\n')'"}'; exit 1`,
+	"gate":     "touch $0.running.$$; while [ ! -e $0.open ]; do sleep 0.1; done; rm $0.running.$$; echo '{\"cniVersion\":\"1.0.0\"}'",
 	"stubborn": `echo '{"cniVersion":"1.0.0"}'`,
 }
 
@@ -146,6 +149,72 @@ func TestPluginHangsAtDel(t *testing.T) {
 	if err := n.runtime.DelNetworkList(t.Context(), list, pod); err != nil {
 		t.Error(err)
 	}
+	n.nothingLeft()
+}
+
+// TestPluginHangsForMany: as many Pods as a node has wait for a plugin that hangs;
+// few processes of it run, and the others' Pods start and end.
+func TestPluginHangsForMany(t *testing.T) {
+	n := newNode(t)
+	n.plugins()
+	gate := filepath.Join(n.dir, "plugins", "gate")
+	open := func() error { return os.WriteFile(gate+".open", nil, 0o600) }
+	defer func() { _ = open() }() // nothing waits when the test has failed
+	const count, most = 100, 32
+	list := n.list("1.0.0", delegate)
+	var all []*libcni.RuntimeConf
+	for i := range count {
+		all = append(all, n.pod(fmt.Sprintf("waits%d", i), map[string]string{"k8s.v1.cni.cncf.io/networks": "gate"}))
+	}
+	running := func() int {
+		files, err := filepath.Glob(gate + ".running.*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(files)
+	}
+	var group sync.WaitGroup
+	for _, pod := range all {
+		group.Go(func() {
+			if _, err := n.runtime.AddNetworkList(t.Context(), list, pod); err != nil {
+				t.Errorf("%s: %v", pod.ContainerID, err)
+			}
+		})
+	}
+	eventually := func(what string, ok func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(20 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("not in a minute: %s; %d processes run", what, running())
+			}
+		}
+	}
+	eventually("every place is taken, and every record written", func() bool {
+		ids, err := n.records.IDs()
+		return err == nil && len(ids) == count && running() == most
+	})
+	other := n.pod("other", map[string]string{"k8s.v1.cni.cncf.io/networks": "red"})
+	if _, err := n.runtime.AddNetworkList(t.Context(), list, other); err != nil {
+		t.Errorf("ADD meanwhile: %v", err)
+	}
+	if err := n.runtime.DelNetworkList(t.Context(), list, other); err != nil {
+		t.Errorf("DEL meanwhile: %v", err)
+	}
+	if got := running(); got != most {
+		t.Errorf("%d processes run, want %d", got, most)
+	}
+	if err := open(); err != nil {
+		t.Fatal(err)
+	}
+	group.Wait()
+	for _, pod := range all {
+		group.Go(func() {
+			if err := n.runtime.DelNetworkList(t.Context(), list, pod); err != nil {
+				t.Errorf("%s: %v", pod.ContainerID, err)
+			}
+		})
+	}
+	group.Wait()
 	n.nothingLeft()
 }
 

@@ -63,7 +63,9 @@ type Config struct {
 type Server struct {
 	cfg   Config
 	files files
-	// slots bounds the calls worked on at once: each may run plugins.
+	// slots bounds the calls worked on at once. There are more than a node has
+	// Pods, so that those whose plugin hangs do not hold up others; the engine
+	// bounds the processes.
 	slots chan struct{}
 
 	// collecting guards missing: since when the runtime does not know a sandbox.
@@ -80,7 +82,7 @@ type Server struct {
 
 // Bounds.
 const (
-	maxCalls = 64
+	maxCalls = 256
 	// callLimit is how long one call may take; runtimes wait four minutes at most.
 	callLimit = 200 * time.Second
 	// readLimit is how long a caller may take to say what it wants.

@@ -175,6 +175,7 @@ func (n *node) start() {
 			"demo/flood":    delegateTo("flood"),
 			"demo/failing":  delegateTo("failing"),
 			"demo/stubborn": delegateTo("stubborn"),
+			"demo/gate":     delegateTo("gate"),
 			"other/red":     {Namespace: "other", Name: "red", Config: `{"cniVersion":"1.0.0","type":"bridge","bridge":"red1"}`},
 			"demo/red":      {Namespace: "demo", Name: "red", Config: `{"cniVersion":"1.0.0","type":"bridge","bridge":"red0","ipam":{"type":"host-local","subnet":"10.92.0.0/24"}}`},
 		},

@@ -176,6 +176,36 @@ func TestReboot(t *testing.T) {
 	l.nothingLeft()
 }
 
+// TestEndsWithoutDel: a sandbox that ended while no agent ran, and of whose end
+// nobody tells, is taken back at the agent's start.
+func TestEndsWithoutDel(t *testing.T) {
+	l := newLab(t)
+	l.start()
+	l.define()
+	lost, lives := l.pod(mixed), l.pod(mixed)
+	for _, p := range []*pod{lost, lives} {
+		p.sandbox(true)
+		if err := p.add(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.kill()
+	if err := linux.DeleteNS(lost.now.NetNS); err != nil {
+		t.Fatal(err)
+	}
+	l.start()
+	lives.check()
+	next := l.pod(mixed)
+	next.sandbox(true)
+	if err := next.add(); err != nil {
+		t.Fatal(err)
+	}
+	next.whole() // with the addresses of the lost one
+	next.end()
+	lives.end()
+	l.nothingLeft()
+}
+
 // code wants a CNI error with that code and words.
 func code(t *testing.T, err error, want uint, words ...string) {
 	t.Helper()

@@ -19,6 +19,7 @@ const outageOf = 12 * time.Second
 func (w *world) outages(running, address string) {
 	w.t.Helper()
 	n1 := w.c.Nodes()[0]
+	collected := w.endWithoutDel()
 	ends := "outage-ends"
 	w.apply(outagePod(ends))
 	w.kubectl("wait", "--for=condition=Ready", "pod/"+ends, "--timeout=120s")
@@ -56,6 +57,35 @@ func (w *world) outages(running, address string) {
 	w.kubectl("delete", "pods", "-l", "outage=yes", "--now")
 	w.killAgent(n1)
 	w.startAgent(n1)
+	collected()
+}
+
+// endWithoutDel ends a Pod on n2 while the runtime's DEL goes to nobody, as if
+// the power had gone between the two. The agent there notices by itself; collected
+// waits for it.
+func (w *world) endWithoutDel() (collected func()) {
+	w.t.Helper()
+	n2 := w.c.Nodes()[1]
+	const lost = "outage-lost"
+	w.apply(strings.Replace(outagePod(lost), "nodeName: n1", "nodeName: n2", 1))
+	w.kubectl("wait", "--for=condition=Ready", "pod/"+lost, "--timeout=120s")
+	const records = "grep -l " + lost + " /run/weft/attachments/*.json /var/lib/weft/attachments/*.json 2>/dev/null || true"
+	if out := w.on(n2, records); out == "" {
+		w.t.Error("there is no record of " + lost)
+	}
+	const plugin = "/opt/cni/bin/weft-cni"
+	w.on(n2, "mv "+plugin+" "+plugin+".away && printf '#!/bin/sh\\nexit 0\\n' >"+plugin+" && chmod +x "+plugin)
+	w.kubectl("delete", "pod", lost, "--now")
+	w.on(n2, "mv "+plugin+".away "+plugin)
+	return func() {
+		w.t.Helper()
+		w.eventually("the record of "+lost+" goes", func() error {
+			if out := w.on(n2, records); out != "" {
+				return fmt.Errorf("there is %s", out)
+			}
+			return nil
+		})
+	}
 }
 
 // outageOver waits until these Pods are ready and their status is written, and
