@@ -300,6 +300,9 @@ func (t *attaching) conclude(ctx context.Context) error {
 	if err := t.settled(ctx); err != nil {
 		return err
 	}
+	if err := t.keep(ctx); err != nil {
+		return err
+	}
 	for _, w := range t.work {
 		w.rec.Stage, w.rec.Reason = record.Attached, ""
 	}

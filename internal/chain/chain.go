@@ -88,6 +88,9 @@ type Options struct {
 	// Cluster: other machines give addresses of the same networks. Those that are
 	// unique in a cluster come from their plugin, where it is installed.
 	Cluster bool
+	// Keep is told what an owner that outlives its attachments has, before one of
+	// them counts as made: it writes it down for Hold at the next start. Optional.
+	Keep func(owner ipam.Owner, leases []ipam.Lease) error
 	// Default is the default network of sandboxes that name no other; optional.
 	Default DefaultNetwork
 	// Kinds is the table of native kinds; optional, kind.Lookup.

@@ -46,6 +46,29 @@ func (e *Engine) Trim(ctx context.Context, owner ipam.Owner, keep ...ipam.Lease)
 	return settled, errors.Join(errs...)
 }
 
+// keep has written down what the owners hold that outlive this sandbox.
+func (t *attaching) keep(ctx context.Context) error {
+	if t.Keep == nil {
+		return nil
+	}
+	for _, w := range t.work {
+		if len(w.rec.Leases) == 0 || w.owner == ipam.AttachmentOwner(t.box.ID, string(w.Interface)) {
+			continue
+		}
+		if err := t.step("keep"); err != nil {
+			return err
+		}
+		held, err := t.Addresses.Held(ctx, w.owner)
+		if err != nil {
+			return fmt.Errorf("list addresses of %s: %w", w.owner, err)
+		}
+		if err := t.Keep(w.owner, held); err != nil {
+			return fmt.Errorf("keep addresses of %s: %w", w.owner, err)
+		}
+	}
+	return nil
+}
+
 // begin notes that a sandbox is about to take addresses for owners; the result
 // undoes it.
 func (c *claims) begin(id string, owners []ipam.Owner) (end func()) {

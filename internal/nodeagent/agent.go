@@ -77,6 +77,7 @@ type agent struct {
 	server atomic.Pointer[cniserver.Server]
 	loop   *reconcile.Loop
 	looks  *reconcile.Loop // at what Pods have
+	claims *claims
 	count  *metrics.Metrics
 	socket string // where runtimes ask us
 	log    *slog.Logger
@@ -135,13 +136,20 @@ func Run(ctx context.Context, opt Options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, plane.Close()) }()
+	a.claims, err = newClaims(a, opt)
+	if err != nil {
+		return err
+	}
 	a.engine, err = chain.New(ctx, chain.Options{
 		Instance: opt.Instance, Machine: opt.Node, Records: records, Dataplane: plane, Host: plane.Host(), Addresses: ipam.NewMemory(),
 		Networks: definitions{networks.Definitions{Reader: a.cache}, networks.Definitions{Reader: a.api}}, BinDirs: opt.BinDirs, HostRoot: opt.HostRoot,
-		Cluster: true, Devices: device.NewKubelet(opt.HostRoot, opt.KubeletDir), Observe: a.observe, Log: opt.Log,
+		Cluster: true, Claims: a.claims, Keep: a.claims.keep, Devices: device.NewKubelet(opt.HostRoot, opt.KubeletDir), Observe: a.observe, Log: opt.Log,
 	})
 	if err != nil {
 		return err
+	}
+	if err := a.claims.hold(ctx, a.engine); err != nil {
+		opt.Log.Error("keep addresses of IPAMClaims", "err", err)
 	}
 	if err := a.engine.Restore(ctx); err != nil {
 		// What could not be rolled back stays in its record and is tried again.
@@ -169,7 +177,7 @@ type task interface {
 func (a *agent) run(ctx context.Context, opt Options) error {
 	a.calls = a.server.Load().Working
 	group, ctx := errgroup.WithContext(ctx)
-	tasks := []task{a.cache, a.loop, a.looks, reconcile.Source{Store: a.cache, GVK: podKind, Loop: a.loop}, a.server.Load(), definer{a.api, a.log}}
+	tasks := []task{a.cache, a.loop, a.looks, a.claims.loop, reconcile.Source{Store: a.cache, GVK: podKind, Loop: a.loop}, a.server.Load(), definer{a.api, a.log}}
 	if opt.Install != nil {
 		tasks = append(tasks, opt.Install)
 	}

@@ -419,7 +419,7 @@ func (l *lab) leftovers() error {
 	if tables := l.in(l.c.NetNS(), "nft", "list", "tables"); strings.Contains(tables, "weft") {
 		left = append(left, tables)
 	}
-	for _, pattern := range []string{"attachments/*.json*", "run/attachments/*.json*", "dels/*", "rec/state/*"} {
+	for _, pattern := range []string{"attachments/*.json*", "run/attachments/*.json*", "dels/*", "claims/*", "rec/state/*"} {
 		files, err := filepath.Glob(filepath.Join(l.dir, pattern))
 		if err != nil {
 			return err

@@ -73,7 +73,7 @@ func (a *agent) reconcile(ctx context.Context, key store.Key) (time.Duration, er
 		a.looks.Add(key)
 	}
 	box, changeErr := a.change(ctx, pod, box)
-	return 0, errors.Join(changeErr, a.writeStatus(ctx, pod, box))
+	return 0, errors.Join(changeErr, a.writeStatus(ctx, pod, box), a.claims.tell(ctx, box))
 }
 
 // change attaches what the annotation has newly and detaches what it no longer

@@ -260,7 +260,7 @@ func (s *Store) Save(sandbox *Sandbox) error {
 	if !sandbox.Durable {
 		return nil
 	}
-	if err := s.syncDir(); err != nil {
+	if err := syncDir(s.dir); err != nil {
 		return err
 	}
 	return remove(s.Path(sandbox.ID, false)) // from before it became so
@@ -343,8 +343,8 @@ func writeFile(path string, data []byte, durable bool) (err error) {
 	return nil
 }
 
-func (s *Store) syncDir() error {
-	dir, err := os.Open(s.dir)
+func syncDir(path string) error {
+	dir, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("sync record directory: %w", err)
 	}
@@ -367,7 +367,7 @@ func (s *Store) Delete(id string, durable bool) error {
 	if err := remove(s.Path(id, true)); err != nil {
 		return err
 	}
-	return s.syncDir()
+	return syncDir(s.dir)
 }
 
 // remove takes ENOENT as success: somebody was faster.

@@ -153,6 +153,10 @@ func (w *world) policy(own, other string) {
 	bound := strings.TrimSpace(w.kubectl("-n", "kube-system", "create", "token", "weft", "--bound-object-kind=Pod", "--bound-object-name="+w.agentOn("n1")))
 	loose := strings.TrimSpace(w.kubectl("-n", "kube-system", "create", "token", "weft"))
 	const key = "k8s.v1.cni.cncf.io/network-status"
+	w.apply(claimCRD)
+	w.kubectl("wait", "--for=condition=Established", "crd/ipamclaims.k8s.cni.cncf.io", "--timeout=60s")
+	w.apply(claimObject("free") + claimObject("other"))
+	w.kubectl("annotate", "ipamclaim", "other", "weft.network/node=n2")
 	for _, tt := range []struct {
 		name, token string
 		refused     string // what the answer says; empty: it is done
@@ -173,6 +177,12 @@ func (w *world) policy(own, other string) {
 		{"an annotation changed", bound, "network-status of a Pod only", []string{"annotate", own, "--overwrite", "k8s.v1.cni.cncf.io/networks="}},
 		{"a label", bound, "network-status of a Pod only", []string{"label", own, "x=y"}},
 		{"an image", bound, "network-status of a Pod only", []string{"set", "image", own, "c=lab.local/pause:1"}},
+		{"claim for another node", bound, "IPAMClaims of its own node", []string{"annotate", "ipamclaim", "free", "weft.network/node=n2"}},
+		{"claim of another node", bound, "IPAMClaims of its own node", []string{"annotate", "ipamclaim", "other", "--overwrite", "weft.network/node=n1"}},
+		{"claim for its node", bound, "", []string{"annotate", "ipamclaim", "free", "weft.network/node=n1"}},
+		{"addresses of its claim", bound, "", w.patchClaim("free")},
+		{"addresses of another's claim", bound, "IPAMClaims of its own node", w.patchClaim("other")},
+		{"a claim's network", bound, "the status of an IPAMClaim only", []string{"patch", "ipamclaim", "free", "--type=merge", "-p", `{"spec":{"network":"x"}}`}},
 		{"delete a Pod", bound, "forbidden", []string{"delete", own}},
 		{"read a Secret", bound, "forbidden", []string{"-n", "kube-system", "get", "secrets"}},
 		{"delete the kind", bound, "forbidden", []string{"delete", "crd", "network-attachment-definitions.k8s.cni.cncf.io"}},
@@ -186,6 +196,14 @@ func (w *world) policy(own, other string) {
 		if refused := err != nil; refused != (tt.refused != "") || !strings.Contains(string(out), tt.refused) {
 			w.t.Errorf("%s with the agent's token: %v, %s", tt.name, err, out)
 		}
+	}
+}
+
+// patchClaim writes an IPAMClaim's addresses, as an agent does.
+func (w *world) patchClaim(name string) []string {
+	return []string{
+		"curl", "-X", "PATCH", "-H", "Content-Type: application/merge-patch+json", "-d", `{"status":{"ips":["10.0.0.1/24"]}}`,
+		w.c.Server + "/apis/k8s.cni.cncf.io/v1alpha1/namespaces/default/ipamclaims/" + name + "/status",
 	}
 }
 
@@ -319,4 +337,32 @@ func (w *world) uninstalled(a string) {
 		w.t.Errorf("with agents again, a does not reach b: %v", err)
 	}
 	w.nothingLeft()
+}
+
+// claimCRD is IPAMClaim of github.com/k8snetworkplumbingwg/ipamclaims v0.4.0-alpha.
+const claimCRD = `
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: ipamclaims.k8s.cni.cncf.io}
+spec:
+  group: k8s.cni.cncf.io
+  scope: Namespaced
+  names: {plural: ipamclaims, singular: ipamclaim, kind: IPAMClaim, listKind: IPAMClaimList}
+  versions:
+    - name: v1alpha1
+      served: true
+      storage: true
+      subresources: {status: {}}
+      schema: {openAPIV3Schema: {type: object, properties: {
+        spec: {type: object, required: [interface, network], properties: {interface: {type: string}, network: {type: string}}},
+        status: {type: object, required: [ips], properties: {ips: {type: array, items: {type: string}}}}}}}
+`
+
+func claimObject(name string) string {
+	return fmt.Sprintf(`---
+apiVersion: k8s.cni.cncf.io/v1alpha1
+kind: IPAMClaim
+metadata: {name: %s}
+spec: {network: blue, interface: net1}
+`, name)
 }
