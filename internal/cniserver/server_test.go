@@ -24,6 +24,7 @@ import (
 	"github.com/weftnet/weft/api/netattach"
 	"github.com/weftnet/weft/internal/chain"
 	"github.com/weftnet/weft/internal/dataplane"
+	"github.com/weftnet/weft/internal/device"
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/linux"
 	"github.com/weftnet/weft/internal/record"
@@ -162,7 +163,7 @@ func (n *node) start() {
 		n.t.Fatal(err)
 	}
 	engine, err := chain.New(n.t.Context(), chain.Options{
-		Instance: "cnitest", Machine: "machine", Records: n.records, Dataplane: plane, Host: plane.Host(), Addresses: ipam.NewMemory(), HostNS: n.host,
+		Instance: "cnitest", Machine: "machine", Records: n.records, Dataplane: plane, Host: plane.Host(), Addresses: ipam.NewMemory(), HostNS: n.host, Devices: device.NewKubelet("", n.dir),
 		BinDirs: []string{filepath.Join(n.dir, "plugins")}, Log: slog.New(slog.NewTextHandler(n.log, nil)),
 		Networks: networks{
 			"demo/none":     {Namespace: "demo", Name: "none", Config: `{"cniVersion":"1.0.0","plugins":[]}`},
@@ -176,8 +177,12 @@ func (n *node) start() {
 			"demo/failing":  delegateTo("failing"),
 			"demo/stubborn": delegateTo("stubborn"),
 			"demo/gate":     delegateTo("gate"),
-			"other/red":     {Namespace: "other", Name: "red", Config: `{"cniVersion":"1.0.0","type":"bridge","bridge":"red1"}`},
-			"demo/red":      {Namespace: "demo", Name: "red", Config: `{"cniVersion":"1.0.0","type":"bridge","bridge":"red0","ipam":{"type":"host-local","subnet":"10.92.0.0/24"}}`},
+			"demo/fast": {
+				Namespace: "demo", Name: "fast", Config: `{"cniVersion":"1.0.0","type":"stubborn"}`,
+				Annotations: map[string]string{netattach.ResourceNameAnnotation: "example.com/nic"},
+			},
+			"other/red": {Namespace: "other", Name: "red", Config: `{"cniVersion":"1.0.0","type":"bridge","bridge":"red1"}`},
+			"demo/red":  {Namespace: "demo", Name: "red", Config: `{"cniVersion":"1.0.0","type":"bridge","bridge":"red0","ipam":{"type":"host-local","subnet":"10.92.0.0/24"}}`},
 		},
 	})
 	if err != nil {
@@ -512,6 +517,27 @@ func TestIsolation(t *testing.T) {
 		if !tt.fine {
 			wantError(t, err, types.ErrInvalidNetworkConfig, "isolated by namespace", "globalNamespaces")
 		}
+		if err := n.runtime.DelNetworkList(t.Context(), list, pod); err != nil {
+			t.Error(err)
+		}
+	}
+	n.nothingLeft()
+}
+
+// TestKubeletAway: a Pod that needs a device waits for the kubelet, and nobody else.
+func TestKubeletAway(t *testing.T) {
+	n := newNode(t)
+	list := n.list("1.0.0", delegate)
+	plain, fast := n.pod("plain", map[string]string{"k8s.v1.cni.cncf.io/networks": "red"}), n.pod("fast", map[string]string{"k8s.v1.cni.cncf.io/networks": "red,fast"})
+	if _, err := n.runtime.AddNetworkList(t.Context(), list, plain); err != nil {
+		t.Error(err)
+	}
+	_, err := n.runtime.AddNetworkList(t.Context(), list, fast)
+	wantError(t, err, types.ErrTryAgainLater, "Pod demo/fast", filepath.Join(n.dir, "pod-resources/kubelet.sock"), "does not tell which devices the Pod holds", "see that the kubelet of this node runs")
+	if text := err.Error(); len(text) > maxError {
+		t.Errorf("%d bytes are more than an event has: %s", len(text), text)
+	}
+	for _, pod := range []*libcni.RuntimeConf{plain, fast} {
 		if err := n.runtime.DelNetworkList(t.Context(), list, pod); err != nil {
 			t.Error(err)
 		}
