@@ -238,7 +238,7 @@ func cniError(err error) (code uint) {
 	switch {
 	case errors.Is(err, chain.ErrUnknownNetwork):
 		return types.ErrInvalidNetworkConfig
-	case errors.Is(err, ErrTryAgain), errors.Is(err, device.ErrAway):
+	case errors.Is(err, ErrTryAgain), errors.Is(err, device.ErrNotYet):
 		return types.ErrTryAgainLater
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EROFS):
 		return types.ErrIOFailure

@@ -112,7 +112,7 @@ func Cause(err error) string {
 		return "disk"
 	case is(chain.ErrChanged):
 		return "changed"
-	case is(ErrTryAgain, device.ErrAway):
+	case is(ErrTryAgain, device.ErrNotYet):
 		return "not-ready"
 	case is(context.DeadlineExceeded, context.Canceled):
 		return "timeout"

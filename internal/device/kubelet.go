@@ -23,8 +23,9 @@ import (
 // keeps its files in (k8s.io/kubernetes/pkg/kubelet, getPodResourcesDir).
 const socketName = "pod-resources/kubelet.sock"
 
-// ErrAway says that the kubelet does not answer.
-var ErrAway = errors.New("the kubelet is away")
+// ErrNotYet says that the kubelet does not answer, or not for that Pod, as while it
+// starts: it may a moment later.
+var ErrNotYet = errors.New("not yet")
 
 // Bounds of one question.
 const (
@@ -52,11 +53,12 @@ func (k *Kubelet) Allocated(ctx context.Context, namespace, name string) (map[st
 	if err != nil {
 		return nil, err
 	}
-	held := map[string][]string{}
+	held, known := map[string][]string{}, false
 	err = eachPod(answer, func(pod podResources) {
 		if pod.namespace != namespace || pod.name != name {
 			return
 		}
+		known = true
 		for _, container := range pod.containers {
 			for resource, ids := range container {
 				slices.Sort(ids)
@@ -68,6 +70,12 @@ func (k *Kubelet) Allocated(ctx context.Context, namespace, name string) (map[st
 			}
 		}
 	})
+	if err == nil && !known {
+		return nil, &hint.Error{
+			Field: "kubelet's pod-resources API", Value: k.socket, Problem: "does not know Pod " + namespace + "/" + name, Err: ErrNotYet,
+			Remedy: "nothing, if the kubelet has just started; otherwise see its log",
+		}
+	}
 	return held, k.garbled(err)
 }
 
@@ -103,7 +111,7 @@ func (k *Kubelet) ask(ctx context.Context, method string) ([]byte, error) {
 			}
 		}
 		if err != nil {
-			return nil, k.problem(fmt.Errorf("%w: %w", ErrAway, err))
+			return nil, k.problem(fmt.Errorf("%w: %w", ErrNotYet, err))
 		}
 		return answer, nil
 	}

@@ -115,12 +115,16 @@ func TestAllocated(t *testing.T) {
 		{"demo", "router", map[string][]string{"example.com/nic": {"0000:03:02.1", "0000:03:02.2", "0000:03:02.3", "0000:03:01.0"}, "example.com/gpu": {"g0"}}},
 		{"other", "router", map[string][]string{"example.com/nic": {"theirs"}}},
 		{"demo", "plain", map[string][]string{}},
-		{"demo", "unknown", map[string][]string{}},
 	} {
 		got, err := k.Allocated(t.Context(), tt.namespace, tt.name)
 		if diff := cmp.Diff(tt.want, got); diff != "" || err != nil {
 			t.Errorf("%s/%s (-want +got): %v\n%s", tt.namespace, tt.name, err, diff)
 		}
+	}
+	// A kubelet that has just started: no devices would be a wrong answer.
+	got, err := k.Allocated(t.Context(), "demo", "unknown")
+	if !errors.Is(err, ErrNotYet) || !strings.Contains(err.Error(), "does not know Pod demo/unknown") {
+		t.Errorf("a Pod the kubelet does not know has %v, %v", got, err)
 	}
 }
 
@@ -175,7 +179,7 @@ func TestAway(t *testing.T) {
 			defer cancel()
 			_, err := tt.k.Allocated(ctx, "demo", "a")
 			h, ok := errors.AsType[*hint.Error](err)
-			if !ok || !errors.Is(err, ErrAway) || h.Value != tt.k.socket || !strings.Contains(err.Error(), tt.want) || len(err.Error()) > 560 {
+			if !ok || !errors.Is(err, ErrNotYet) || h.Value != tt.k.socket || !strings.Contains(err.Error(), tt.want) || len(err.Error()) > 560 {
 				t.Errorf("got %v", err)
 			}
 		})
