@@ -82,17 +82,65 @@ func (w *world) devices() {
 	w.on(n1, "mkdir -p /opt/recorder && cp "+bin+"/recorder /opt/cni/bin/ && cp /opt/cni/bin/bridge /opt/cni/bin/nic")
 	stop := w.background(n1, bin+"/deviceplugin", "weft.example/nic", "4")
 	defer stop()
-	w.eventually("n1 has devices", func() error {
-		if out := w.kubectl("get", "node", "n1", "-o", `jsonpath={.status.allocatable.weft\.example/nic}`); out != "4" {
-			return fmt.Errorf("it has %q", out)
-		}
-		return nil
-	})
+	w.eventually("n1 has devices", func() error { return w.allocatable("4") })
 	w.apply(deviceManifest)
 	w.kubectl("-n", "devices", "wait", "--for=condition=Ready", "pod/radio", "--timeout=120s")
 
 	first, second := w.nic("first"), w.nic("second")
-	for name, want := range map[string]string{"net1": first, "fast1": second} {
+	w.attachedDevices(map[string]string{"net1": first, "fast1": second})
+	w.eventually("Pods without enough devices say so", func() error {
+		out := w.kubectl("-n", "devices", "get", "events", "--field-selector=reason=FailedCreatePodSandBox", "-o", "jsonpath={.items[*].message}")
+		for _, want := range []string{
+			`the Pod was allocated none; request it in a container of the Pod: resources: {limits: {"weft.example/nic": 1}}`,
+			`all that the Pod was allocated have a network (nic-`,
+		} {
+			if !strings.Contains(out, want) {
+				return fmt.Errorf("no event has %q: %s", want, out)
+			}
+		}
+		return nil
+	})
+	w.kubectl("-n", "devices", "delete", "pods", "short", "none", "--now")
+	// A network less gives its device back to the next one, after a kubelet's crash, too.
+	if err := n1.Kill(kubelab.Kubelet); err != nil {
+		w.t.Fatal(err)
+	}
+	w.eventually("n1 has devices again", func() error { return w.allocatable("4") })
+	w.kubectl("-n", "devices", "annotate", "pod", "radio", "--overwrite", "k8s.v1.cni.cncf.io/networks=fast,fast@fast2")
+	w.eventually("fast2 is plugged in, fast1 is not", func() error {
+		status := w.status("-n", "devices", "pod/radio")
+		if _, old := status["fast1"]; old || status["fast2"].Name == "" {
+			return fmt.Errorf("network-status is %+v", status)
+		}
+		return nil
+	})
+	w.attachedDevices(map[string]string{"net1": first, "fast2": second})
+	w.kubectl("-n", "devices", "delete", "pods", "--all", "--now")
+	w.eventually("the plugin's state and the descriptions are gone", func() error {
+		if out := w.on(n1, "ls /opt/recorder/state /var/run/k8s.cni.cncf.io/devinfo/cni | grep -v : || true"); strings.TrimSpace(out) != "" {
+			return fmt.Errorf("there are %s", out)
+		}
+		return nil
+	})
+	w.kubectl("delete", "namespace", "devices", "--wait=false")
+	w.on(n1, "ip link del fast0") // the reference plugin leaves its bridge
+}
+
+// allocatable wants that many devices on n1.
+func (w *world) allocatable(want string) error {
+	w.t.Helper()
+	if out := w.kubectl("get", "node", "n1", "-o", `jsonpath={.status.allocatable.weft\.example/nic}`); out != want {
+		return fmt.Errorf("it has %q", out)
+	}
+	return nil
+}
+
+// attachedDevices wants these devices on interfaces of Pod radio, as their plugins
+// were told and as users are.
+func (w *world) attachedDevices(want map[string]string) {
+	w.t.Helper()
+	n1 := w.c.Nodes()[0]
+	for name, want := range want {
 		var got struct {
 			DeviceID, PCIBusID string
 			RuntimeConfig      struct{ DeviceID, CNIDeviceInfoFile string }
@@ -115,27 +163,6 @@ func (w *world) devices() {
 			return nil
 		})
 	}
-	w.eventually("Pods without enough devices say so", func() error {
-		out := w.kubectl("-n", "devices", "get", "events", "--field-selector=reason=FailedCreatePodSandBox", "-o", "jsonpath={.items[*].message}")
-		for _, want := range []string{
-			`the Pod was allocated none; request it in a container of the Pod: resources: {limits: {"weft.example/nic": 1}}`,
-			`all that the Pod was allocated have a network (nic-`,
-		} {
-			if !strings.Contains(out, want) {
-				return fmt.Errorf("no event has %q: %s", want, out)
-			}
-		}
-		return nil
-	})
-	w.kubectl("-n", "devices", "delete", "pods", "--all", "--now")
-	w.eventually("the plugin's state and the descriptions are gone", func() error {
-		if out := w.on(n1, "ls /opt/recorder/state /var/run/k8s.cni.cncf.io/devinfo/cni | grep -v : || true"); strings.TrimSpace(out) != "" {
-			return fmt.Errorf("there are %s", out)
-		}
-		return nil
-	})
-	w.kubectl("delete", "namespace", "devices", "--wait=false")
-	w.on(n1, "ip link del fast0") // the reference plugin leaves its bridge
 }
 
 // nic is the device the kubelet gave a container of Pod radio.

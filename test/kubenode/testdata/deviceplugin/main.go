@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -76,6 +77,16 @@ func run(resource, count string) error {
 			return err
 		}
 	}
+	for {
+		if err := p.offer(resource); err != nil {
+			return err
+		}
+	}
+}
+
+// offer serves the devices until the kubelet starts anew: it empties the
+// directory then.
+func (p *plugin) offer(resource string) error {
 	const name = "weft-example.sock"
 	listener, err := net.Listen("unix", api.DevicePluginPath+name)
 	if err != nil {
@@ -94,5 +105,11 @@ func run(resource, count string) error {
 	if _, err := api.NewRegistrationClient(kubelet).Register(context.Background(), request, grpc.WaitForReady(true)); err != nil {
 		return err
 	}
-	return <-served
+	for {
+		if _, err := os.Stat(api.DevicePluginPath + name); err != nil {
+			server.Stop()
+			return <-served
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
 }
