@@ -95,7 +95,7 @@ func TestFaults(t *testing.T) {
 		{"plugin that prints garbage", "garbage", delegate, bad, []string{"demo/garbage", "printed no CNI result", "not today", "report it"}},
 		{"plugin that prints nothing", "nothing", delegate, bad, []string{"demo/nothing", "printed no CNI result", "report it"}},
 		{"plugin that floods", "flood", delegate, bad, []string{"demo/flood", "printed no CNI result"}},
-		{"plugin that says much", "failing", delegate, bad, []string{"demo/failing", "code 7", "xxx"}},
+		{"plugin that says much", "failing", delegate, bad, []string{"demo/failing", "code 7", "xxx", "xxx; correct the network's config"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			list := n.list("1.0.0", tt.more)

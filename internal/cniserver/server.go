@@ -412,14 +412,18 @@ func (s *Server) first(text string) bool {
 	return !told
 }
 
-// maxMessage keeps an error below the 600 bytes that survive a kubelet event.
-const maxMessage = 560
+// maxMessage keeps an error below the 600 bytes that survive a kubelet event. What
+// is wrong stands first and what to do last, so the middle goes.
+const (
+	maxMessage = 560
+	maxRemedy  = 180
+)
 
 // failure gives an error as CNI has it.
 func failure(err error) *cniwire.Error {
 	text := strings.ReplaceAll(err.Error(), "\n", "; ")
 	if len(text) > maxMessage {
-		text = strings.ToValidUTF8(text[:maxMessage], "") + "..."
+		text = strings.ToValidUTF8(text[:maxMessage-maxRemedy], "") + " ... " + strings.ToValidUTF8(text[len(text)-maxRemedy:], "")
 	}
 	return &cniwire.Error{Code: cniError(err), Msg: text}
 }
