@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -188,7 +189,7 @@ func (s *Server) serve(ctx context.Context, conn net.Conn) {
 func (s *Server) answer(ctx context.Context, request cniwire.Request) (response cniwire.Response) {
 	defer func() {
 		if r := recover(); r != nil {
-			s.cfg.Log.Error("panic in a CNI call; please report it", "verb", request.Command, "sandbox", request.ContainerID, "panic", r)
+			s.cfg.Log.Error("panic in a CNI call; please report it", "verb", request.Command, "sandbox", request.ContainerID, "panic", r, "stack", string(debug.Stack()))
 			response = cniwire.Response{Error: failure(fmt.Errorf("internal error: %v", r))}
 		}
 	}()
