@@ -33,12 +33,13 @@ func (s *Server) strays(ctx context.Context) map[string]bool {
 	defer s.collecting.Unlock()
 	live, err := s.cfg.Live(ctx)
 	if err != nil {
-		if s.first("live " + err.Error()) {
+		if err.Error() != s.silence && ctx.Err() == nil {
 			s.cfg.Log.Warn("which sandboxes are alive is told by their network namespaces alone", "err", err)
 		}
-		s.missing = nil
+		s.missing, s.silence = nil, err.Error()
 		return nil
 	}
+	s.silence = ""
 	ours, known := s.cfg.Engine.PodSandboxes(), false
 	for _, id := range ours {
 		known = known || live[id]

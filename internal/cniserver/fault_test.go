@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -216,6 +217,66 @@ func TestPluginHangsForMany(t *testing.T) {
 	}
 	group.Wait()
 	n.nothingLeft()
+}
+
+// TestLeftDelHangs: a DEL that was left for the agent and hangs is tried further,
+// told of once, and keeps no Pod from starting.
+func TestLeftDelHangs(t *testing.T) {
+	n := newNode(t)
+	stubborn := n.plugins()
+	list, pod := n.list("1.0.0", delegate), n.pod("a", map[string]string{"k8s.v1.cni.cncf.io/networks": "stubborn"})
+	if _, err := n.runtime.AddNetworkList(t.Context(), list, pod); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(stubborn, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.stop()
+	if err := n.runtime.DelNetworkList(t.Context(), list, pod); err != nil { // kept
+		t.Fatal(err)
+	}
+	n.start()
+	next := n.pod("b", nil)
+	if _, err := n.runtime.AddNetworkList(t.Context(), list, next); err != nil { // waits 10 s for an agent; the plugin hangs for a minute
+		t.Errorf("ADD while a DEL that was left hangs: %v", err)
+	}
+	if err := os.Remove(stubborn); err != nil {
+		t.Fatal(err)
+	}
+	n.stop() // the plugin is killed with the agent
+	n.start()
+	for _, p := range []*libcni.RuntimeConf{pod, next} {
+		if err := n.runtime.DelNetworkList(t.Context(), list, p); err != nil {
+			t.Error(err)
+		}
+	}
+	n.nothingLeft()
+}
+
+// TestLeftDelIsToldOnce, and again when it is another one.
+func TestLeftDelIsToldOnce(t *testing.T) {
+	log, dir := &syncBuffer{}, t.TempDir()
+	s := New(Config{Queue: dir, Log: slog.New(slog.NewTextHandler(log, nil))})
+	path := filepath.Join(dir, "x.json")
+	for i, tt := range []struct {
+		text string
+		told int
+	}{{"{}", 1}, {"{}", 1}, {"{", 2}, {"", 2}, {"{", 3}} {
+		err := os.WriteFile(path, []byte(tt.text), 0o600)
+		if tt.text == "" {
+			err = os.Remove(path)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.drain(t.Context())
+		if told := strings.Count(log.String(), "a DEL that was left"); told != tt.told {
+			t.Errorf("drain %d: told %d times, want %d:\n%s", i, told, tt.told, log)
+		}
+		if kept := len(s.undone); kept != s.Load().Kept || kept > 0 != (tt.text != "") {
+			t.Errorf("drain %d: remembers %d DELs, and %d are left", i, kept, s.Load().Kept)
+		}
+	}
 }
 
 // TestDamagedRecord: a record that was cut costs its own sandbox nothing but

@@ -69,9 +69,15 @@ type Server struct {
 	// bounds the processes.
 	slots chan struct{}
 
-	// collecting guards missing: since when the runtime does not know a sandbox.
+	// collecting guards missing, since when the runtime does not know a sandbox,
+	// and silence, why it did not tell at the last look.
 	collecting sync.Mutex
 	missing    map[string]time.Time
+	silence    string
+
+	// undone says of the DELs that were left why the last try failed, by path; only
+	// drain uses it.
+	undone map[string]string
 
 	// mu guards the fields below it.
 	mu      sync.Mutex
@@ -88,6 +94,9 @@ const (
 	callLimit = 200 * time.Second
 	// readLimit is how long a caller may take to say what it wants.
 	readLimit = 10 * time.Second
+	// headStart is how long calls wait at the start for the DELs that were left,
+	// which free addresses; one that hangs must not keep the node from starting Pods.
+	headStart = 3 * time.Second
 )
 
 // ErrTryAgain is in errors that pass by themselves: the runtime is answered with
@@ -117,8 +126,8 @@ func (s *Server) Working() int { return len(s.slots) }
 // String names the task.
 func (s *Server) String() string { return "CNI server on " + s.cfg.Socket }
 
-// Run does the DELs that were left for us, then answers calls until ctx ends;
-// calls under way are finished.
+// Run begins with the DELs that were left for us, and answers calls until ctx
+// ends; calls under way are finished.
 func (s *Server) Run(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Dir(s.cfg.Socket), 0o755); err != nil {
 		return fmt.Errorf("make directory of CNI socket: %w", err)
@@ -126,9 +135,17 @@ func (s *Server) Run(ctx context.Context) error {
 	if err := os.Remove(s.cfg.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove old CNI socket: %w", err)
 	}
-	s.drain(ctx)
-	if err := s.collect(ctx); err != nil {
-		s.cfg.Log.Error("collect", "err", err)
+	var calls sync.WaitGroup
+	defer calls.Wait()
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	tidied := make(chan struct{})
+	calls.Go(func() { s.watch(ctx, tidied) })
+	select {
+	case <-tidied:
+	case <-time.After(headStart):
+	case <-ctx.Done():
+		return nil
 	}
 	var config net.ListenConfig
 	listener, err := config.Listen(ctx, "unix", s.cfg.Socket)
@@ -140,9 +157,6 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = listener.Close() }) // ends Accept
 	defer stop()
-	var calls sync.WaitGroup
-	defer calls.Wait()
-	calls.Go(func() { s.watch(ctx) })
 	for {
 		conn, err := listener.Accept()
 		if ctx.Err() != nil {
@@ -327,8 +341,16 @@ func (s *Server) ready(conf netConf) error {
 // or one whose answer it did not get.
 const drainEvery = time.Second
 
-// watch drains and collects until ctx ends.
-func (s *Server) watch(ctx context.Context) {
+// watch drains and collects until ctx ends, the first time before it closes tidied.
+func (s *Server) watch(ctx context.Context, tidied chan<- struct{}) {
+	look := func() {
+		if err := s.collect(ctx); err != nil && ctx.Err() == nil {
+			s.cfg.Log.Error("collect", "err", err)
+		}
+	}
+	s.drain(ctx)
+	look()
+	close(tidied)
 	drain, collect := time.NewTicker(drainEvery), time.NewTicker(collectEvery)
 	defer drain.Stop()
 	defer collect.Stop()
@@ -339,9 +361,7 @@ func (s *Server) watch(ctx context.Context) {
 		case <-drain.C:
 			s.drain(ctx)
 		case <-collect.C:
-			if err := s.collect(ctx); err != nil && ctx.Err() == nil {
-				s.cfg.Log.Error("collect", "err", err)
-			}
+			look()
 		}
 	}
 }
@@ -354,17 +374,18 @@ func (s *Server) drain(ctx context.Context) {
 		s.cfg.Log.Error("look for DELs that were left", "err", err)
 	}
 	s.keptAre(len(files))
-	left := 0
+	undone := map[string]string{}
 	for _, path := range files {
 		err := s.drainOne(ctx, path)
-		if err != nil && s.first(path+err.Error()) {
+		if err == nil {
+			continue
+		}
+		if undone[path] = err.Error(); undone[path] != s.undone[path] && ctx.Err() == nil {
 			s.cfg.Log.Error("a DEL that was left while no agent ran; it is tried again", "path", path, "err", err)
 		}
-		if err != nil {
-			left++
-		}
 	}
-	s.keptAre(left)
+	s.undone = undone
+	s.keptAre(len(undone))
 }
 
 func (s *Server) keptAre(count int) {
