@@ -14,12 +14,17 @@ func TestCompare(t *testing.T) {
 	have := func(text string) []*record.Attachment {
 		list := []*record.Attachment{{Interface: "eth0", Network: "primary", Default: true}, {Interface: "net9", Network: "everywhere"}}
 		for _, part := range strings.Fields(text) {
+			part, broken := strings.CutSuffix(part, "!")
+			stage := record.Attached
+			if broken {
+				stage = record.Failed
+			}
 			network, name, _ := strings.Cut(part, "@")
 			selection := &netattach.Selection{}
 			if !strings.HasPrefix(name, "net") {
 				selection.Interface = name
 			}
-			list = append(list, &record.Attachment{Network: "ns/" + network, Interface: netstate.IfName(name), Selection: selection})
+			list = append(list, &record.Attachment{Network: "ns/" + network, Interface: netstate.IfName(name), Stage: stage, Selection: selection})
 		}
 		return list
 	}
@@ -34,6 +39,9 @@ func TestCompare(t *testing.T) {
 		{"another interface", "a@y", "a@x", "+[ns/a] -[x]"},
 		{"another network of that name", "b@x", "a@x", "+[ns/b] -[x]"},
 		{"all off", "", "a@net1 b@x", "+[] -[net1 x]"},
+		{"one that could not be rolled back", "a,b@x", "a@net1! b@x!", "+[ns/a ns/b] -[net1 x]"},
+		{"one that was attached again beside it", "a", "a@net1! a@net2", "+[] -[net1]"},
+		{"one that could not be taken off", "", "a@net1!", "+[] -[net1]"},
 		{"a named one is not an unnamed one", "a", "a@x", "+[ns/a] -[x]"},
 	} {
 		wanted, err := netattach.ParseNetworks(tt.annotation, "ns")

@@ -1,7 +1,10 @@
 package nodeagent
 
 import (
+	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -194,5 +197,57 @@ func TestStartsWithoutAPI(t *testing.T) {
 	for _, one := range []*pod{p, plain, asks} {
 		one.end()
 	}
+	l.nothingLeft()
+}
+
+// TestHotplugThatResists: a network that can neither be attached nor rolled back
+// is tried again until it is there, and leaves one attachment and no more.
+func TestHotplugThatResists(t *testing.T) {
+	l := newLab(t)
+	ill := filepath.Join(l.dir, "ill")
+	script := "#!/bin/sh\nif [ -e " + ill + " ]; then cat >/dev/null; exit 1; fi\nexec " + l.bin + "/alpha\n"
+	if err := os.WriteFile(filepath.Join(l.bin, "shy"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l.start()
+	l.nad("shy", `{"cniVersion":"1.0.0","plugins":[{"type":"bridge","bridge":"shy0","ipam":{"type":"host-local","subnet":"10.65.0.0/24"}},{"type":"shy","dir":"`+l.dir+`/rec"}]}`)
+	p := l.pod("")
+	p.sandbox(true)
+	if err := p.add(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(ill, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.annotate(netattach.NetworksAnnotation, "shy")
+	tries := func() int {
+		text, err := os.ReadFile(filepath.Join(l.dir, "log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Count(string(text), "CNI DEL of plugin")
+	}
+	l.eventually("several tries", func() error {
+		if n := tries(); n < 3 {
+			return fmt.Errorf("%d", n)
+		}
+		return nil
+	})
+	if _, body := l.ask("/metrics"); !strings.Contains(body, `weft_attachments{stage="failed"} 1`) {
+		t.Errorf("not one attachment has failed:\n%s", body)
+	}
+	if err := os.Remove(ill); err != nil {
+		t.Fatal(err)
+	}
+	l.eventually("the network is there", func() error {
+		tells, err := p.status()
+		if err == nil && len(tells) != 2 {
+			err = fmt.Errorf("network-status tells %v", tells)
+		}
+		return err
+	})
+	p.agrees("eth0", "net1")
+	p.check()
+	p.end()
 	l.nothingLeft()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/weftnet/weft/api/netattach"
@@ -83,18 +84,26 @@ func (a *agent) change(ctx context.Context, pod *store.Object, box *record.Sandb
 	if err != nil {
 		return box, err // nothing is taken off for a slip of the pen
 	}
+	if !slices.ContainsFunc(box.Attachments, func(a *record.Attachment) bool { return a.Stage == record.Attached }) {
+		return box, nil // the sandbox is ending
+	}
 	attach, detach := compare(wanted, box.Attachments)
+	resists := map[string]bool{} // networks, of which another try would leave one more
 	var errs []error
 	for _, name := range detach {
+		network := box.Find(name).Network
 		next, err := a.engine.Detach(ctx, box.ID, name)
 		if err != nil {
-			errs = append(errs, err)
+			errs, resists[network] = append(errs, err), true
 			continue
 		}
 		box = next
 		a.log.Info("detached", "pod", store.KeyOf(pod).String(), "interface", name)
 	}
 	for _, selection := range attach {
+		if resists[selection.FullName()] {
+			continue
+		}
 		next, err := a.engine.Attach(ctx, box.ID, selection)
 		if err != nil {
 			errs = append(errs, err)
