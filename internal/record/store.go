@@ -189,22 +189,24 @@ func decode(id string, data []byte) (*Sandbox, error) {
 	if len(data) == 0 {
 		return nil, errors.New("the file is empty")
 	}
-	var head struct {
-		Version int    `json:"version"`
-		ID      string `json:"id"`
-	}
-	if err := json.Unmarshal(data, &head); err != nil {
-		return nil, err
-	}
-	if head.Version > Version {
-		return nil, &versionError{head.Version}
-	}
-	if head.Version != Version || head.ID != id {
-		return nil, fmt.Errorf("it is of version %d and of sandbox %q", head.Version, head.ID)
-	}
 	var sandbox Sandbox
-	if err := json.Unmarshal(data, &sandbox); err != nil {
+	err := json.Unmarshal(data, &sandbox)
+	version := sandbox.Version
+	if err != nil { // a newer one may look otherwise
+		var head struct {
+			Version int `json:"version"`
+		}
+		if json.Unmarshal(data, &head) == nil {
+			version = head.Version
+		}
+	}
+	switch {
+	case version > Version:
+		return nil, &versionError{version}
+	case err != nil:
 		return nil, err
+	case version != Version || sandbox.ID != id:
+		return nil, fmt.Errorf("it is of version %d and of sandbox %q", version, sandbox.ID)
 	}
 	if slices.Contains(sandbox.Attachments, nil) {
 		return nil, errors.New("an attachment is null")
