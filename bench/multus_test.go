@@ -158,7 +158,7 @@ func (m *multusBench) foreign() {
 
 // restBefore is for how long an agent has had nothing to do when its memory is
 // looked at.
-const restBefore = 5 * time.Second
+const restBefore = 15 * time.Second
 
 // memory is what the agent has of it at rest, and the most it had so far.
 func (n *node) memory() (resting, most int64) {

@@ -13,11 +13,11 @@ type fresh struct {
 	since time.Time
 }
 
-// Runtimes wait for calls, and nobody as urgently for a status: while other calls
-// are worked on, it is written a little later.
+// Runtimes wait for calls, and nobody as urgently for a status: it is written when
+// the answer is on its way, and while other calls are worked on a little later.
 const (
-	givesWayFor = 500 * time.Millisecond
 	givesWay    = 20 * time.Millisecond
+	givesWayFor = 500 * time.Millisecond
 )
 
 // giveWay says how long to leave a Pod alone for the sake of the runtime's calls.
@@ -25,11 +25,14 @@ func (a *agent) giveWay(key store.Key) time.Duration {
 	a.mu.Lock()
 	f, ok := a.fresh[key]
 	a.mu.Unlock()
-	// One call may be the Pod's own, which is about to be answered.
-	if !ok || a.calls() <= 1 || time.Since(f.since) > givesWayFor {
+	switch age := time.Since(f.since); {
+	case !ok || age > givesWayFor:
 		return 0
+	case a.calls() > 0:
+		return givesWay
+	default:
+		return givesWay - age // or less than nothing: now
 	}
-	return givesWay
 }
 
 // takeFresh gives a sandbox as it was attached, once; nil: its record has to be

@@ -16,7 +16,7 @@ import (
 type thrift struct{ log *slog.Logger }
 
 // calmFor is how long the garbage collector must have had nothing to do.
-const calmFor = time.Second
+const calmFor = 5 * time.Second
 
 // String names the task.
 func (thrift) String() string { return "thrift" }

@@ -28,7 +28,7 @@ func TestThrift(t *testing.T) {
 		}
 		runtime.KeepAlive(block)
 	}()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
 		sample := []metrics.Sample{{Name: "/memory/classes/heap/released:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}}
 		metrics.Read(sample)
 		if sample[0].Value.Uint64() >= burst && sample[1].Value.Uint64() < burst {
