@@ -166,7 +166,7 @@ func New(ctx context.Context, options Options) (*Engine, error) {
 	}
 	if e.BootID == "" {
 		var err error
-		if e.BootID, err = record.BootID(); err != nil {
+		if e.BootID, err = record.BootID(e.HostRoot); err != nil {
 			return nil, err
 		}
 	}

@@ -446,9 +446,15 @@ func (s *Store) Damaged() ([]string, error) {
 	}), err
 }
 
-// BootID gives the id of the running boot.
-func BootID() (string, error) {
-	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+// BootID gives the id of the running boot of the machine whose root directory this
+// process has at root; empty: its own. What is recorded from inside a container and
+// from outside must bear the same one.
+func BootID(root string) (string, error) {
+	const file = "/proc/sys/kernel/random/boot_id"
+	data, err := os.ReadFile(filepath.Join(root, file))
+	if errors.Is(err, os.ErrNotExist) {
+		data, err = os.ReadFile(file) // a root without /proc
+	}
 	if err != nil {
 		return "", fmt.Errorf("read boot id: %w", err)
 	}

@@ -326,6 +326,8 @@ func (w *world) uninstalled(a string) {
 	w.kubectl("get", "net-attach-def", "red")
 	w.apply(deployment("plain", "n1", "") + deployment("later", "n1", "blue"))
 	w.rollout("plain")
+	plain := w.pod("plain")
+	was := w.kubectl("exec", plain, "--", "ip", "-br", "-4", "addr", "show", "eth0")
 	began := time.Now()
 	w.installed()
 	w.rollout("later")
@@ -335,6 +337,10 @@ func (w *world) uninstalled(a string) {
 	}
 	if err := w.ping(a, "192.168.77.11"); err != nil {
 		w.t.Errorf("with agents again, a does not reach b: %v", err)
+	}
+	// What weft-cni-thin attached meanwhile is the agent's now.
+	if now := w.kubectl("exec", plain, "--", "ip", "-br", "-4", "addr", "show", "eth0"); now != was {
+		w.t.Errorf("a Pod that began without the agent had %s, and has %s", was, now)
 	}
 	w.nothingLeft()
 }
