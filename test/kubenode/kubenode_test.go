@@ -295,6 +295,7 @@ func TestNode(t *testing.T) {
 	w.together(map[string]func(*world){"5G": (*world).fiveG, "multus": (*world).multus, "isolation": (*world).isolation})
 	takenBack()
 	w.outages(a, "192.168.77.11")
+	w.thinNode()
 	w.agentAway()
 	w.reboot()
 	w.nothingLeft()
@@ -348,8 +349,8 @@ func (w *world) agentAway() {
 	w.rollout("plain")
 	w.kubectl("delete", "deployment", "b", "--wait")
 	w.eventually("b's sandbox ends without an agent", func() error {
-		if out := w.on(n2, "ls /var/lib/weft/dels 2>/dev/null | wc -l"); strings.TrimSpace(out) == "0" {
-			return fmt.Errorf("no DEL was kept")
+		if out := w.on(n2, "grep -l POD_NAME=b- /var/lib/weft/dels/* 2>/dev/null || true"); out == "" {
+			return fmt.Errorf("its DEL was not kept")
 		}
 		return nil
 	})

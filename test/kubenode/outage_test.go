@@ -100,7 +100,7 @@ func (w *world) outageOver(pods ...string) {
 	}
 	out := w.kubectl("get", "events", "--field-selector=reason=FailedCreatePodSandBox", "-o", `jsonpath={range .items[*]}{.involvedObject.name}: {.message}{"\n"}{end}`)
 	for line := range strings.Lines(out) {
-		if strings.HasPrefix(line, "outage-") {
+		if strings.HasPrefix(line, "outage-") || strings.HasPrefix(line, "thin-") {
 			w.t.Errorf("a sandbox failed: %s", line)
 		}
 	}
