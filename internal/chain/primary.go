@@ -21,7 +21,11 @@ const statusPatience = 10 * time.Second
 func (e *Engine) Status(ctx context.Context, req Request) error {
 	var q Question
 	err := e.defaultNetwork(ctx, req, nil, &q)
-	if err != nil && !errors.Is(err, ErrUnknownNetwork) {
+	byName := len(e.Default.Config) == 0
+	if req.Default != nil {
+		byName = len(req.Default.Config) == 0
+	}
+	if err != nil && byName && !errors.Is(err, ErrUnknownNetwork) {
 		return nil // an API server that is away is no reason to take no Pods: those that are plain need none
 	}
 	if err != nil || q.Default == nil {

@@ -53,6 +53,8 @@ fi
 		if err := status(foreign, "1.0.0"); err != nil {
 			t.Errorf("%s: STATUS of a plugin that has none: %v", who, err)
 		}
+		broken := n.runtime.GetStatusNetworkList(t.Context(), n.list("1.1.0", `,"delegates":[{"cniVersion":"1.0.0","name":"main","plugins":[{}]}]`))
+		wantError(t, broken, types.ErrInvalidNetworkConfig, "plugins[0].type", "is missing")
 	}
 	check("agent")
 	n.stop()
