@@ -57,8 +57,10 @@ func (s *session) rename(l linux.Link, name netstate.IfName) error {
 	attr := nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(string(name)))
 	err := set(0, 0, attr)
 	if errors.Is(err, unix.EBUSY) { // it is up, which kernels before 6.2 mind
-		if err = set(0, unix.IFF_UP, attr); err == nil {
-			err = set(unix.IFF_UP, unix.IFF_UP)
+		// Not in one message: the kernel takes the name before the flags (do_setlink,
+		// net/core/rtnetlink.c).
+		if err = set(0, unix.IFF_UP); err == nil {
+			err = errors.Join(set(0, 0, attr), set(unix.IFF_UP, unix.IFF_UP))
 		}
 	}
 	if err != nil {
