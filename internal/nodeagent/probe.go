@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/weftnet/weft/internal/cniwire"
@@ -49,4 +50,28 @@ func (a *agent) ready(ctx context.Context, installer *install.Installer) error {
 		return response.Error
 	}
 	return nil
+}
+
+// goodFor is how long an answer is given again.
+const goodFor = time.Second
+
+// lately answers by what was asked a moment ago: whoever reaches our port may ask
+// as often as it likes, and plugins may run for each question.
+type lately struct {
+	ask func(context.Context) error
+
+	// mu guards the last answer and its time, and is held while asking.
+	mu  sync.Mutex
+	at  time.Time
+	err error
+}
+
+func (l *lately) answer(ctx context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.at.IsZero() || time.Since(l.at) >= goodFor {
+		l.err = l.ask(context.WithoutCancel(ctx)) // others get it, too
+		l.at = time.Now()
+	}
+	return l.err
 }

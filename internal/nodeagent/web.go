@@ -31,7 +31,8 @@ func (a *agent) pages(opt Options) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", a.count.Handler(a.log))
 	mux.HandleFunc("GET /healthz", page(a.alive))
-	mux.HandleFunc("GET /readyz", page(func(ctx context.Context) error { return a.ready(ctx, opt.Install) }))
+	ready := lately{ask: func(ctx context.Context) error { return a.ready(ctx, opt.Install) }}
+	mux.HandleFunc("GET /readyz", page(ready.answer))
 	if opt.Profiles {
 		profiles(mux)
 	}

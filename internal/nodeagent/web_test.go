@@ -1,12 +1,17 @@
 package nodeagent
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/weftnet/weft/test/kubelab"
 )
@@ -84,7 +89,12 @@ func TestMetricsAndProbes(t *testing.T) {
 	if err := os.Remove(l.socket()); err != nil { // nobody reaches the agent any more
 		t.Fatal(err)
 	}
-	l.is("/readyz", "503", "ask as the runtime does")
+	l.eventually("it tells that it is not ready", func() error {
+		if code, body := l.ask("/readyz"); code != "503" || !strings.Contains(body, "ask as the runtime does") {
+			return fmt.Errorf("%s: %s", code, body)
+		}
+		return nil
+	})
 	l.is("/healthz", "200", "ok")
 	l.kill()
 	l.nothingLeft()
@@ -104,4 +114,38 @@ func TestProfilesAreForTheNode(t *testing.T) {
 			t.Errorf("from %q: got %d, want %d", from, answer.Code, want)
 		}
 	}
+}
+
+// TestReadyIsAskedSeldom, however often and by however many at once.
+func TestReadyIsAskedSeldom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		var failure error
+		l := lately{ask: func(ctx context.Context) error {
+			asked++
+			return errors.Join(failure, ctx.Err())
+		}}
+		gone, leave := context.WithCancel(t.Context())
+		leave()
+		var group sync.WaitGroup
+		for range 10 {
+			group.Go(func() {
+				if err := l.answer(gone); err != nil {
+					t.Errorf("who asks first and leaves has the others get %v", err)
+				}
+			})
+		}
+		group.Wait()
+		failure = errors.New("ill")
+		for _, tt := range []struct {
+			after time.Duration
+			asked int
+			err   error
+		}{{goodFor / 2, 1, nil}, {goodFor / 2, 2, failure}, {goodFor - 1, 2, failure}} {
+			time.Sleep(tt.after)
+			if err := l.answer(t.Context()); asked != tt.asked || !errors.Is(err, tt.err) {
+				t.Errorf("after %v more: asked %d times, answer %v, want %d, %v", tt.after, asked, err, tt.asked, tt.err)
+			}
+		}
+	})
 }
