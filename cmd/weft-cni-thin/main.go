@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -43,7 +44,7 @@ const callLimit = 210 * time.Second
 const (
 	defaultInstance = "weft"
 	defaultState    = "/var/lib/weft"
-	defaultRun      = "/run/weft"
+	runDirs         = "/run" // each instance's is below, by its name
 )
 
 func run(command string, args *skel.CmdArgs) error {
@@ -54,18 +55,22 @@ func run(command string, args *skel.CmdArgs) error {
 		RunDir     string `json:"runDir"`
 		BinDir     string `json:"binDir"`
 		Kubeconfig string `json:"kubeconfig"`
-	}{Instance: defaultInstance, StateDir: defaultState, RunDir: defaultRun}
+	}{Instance: defaultInstance, StateDir: defaultState}
 	if err := json.Unmarshal(args.StdinData, &conf); err != nil {
 		return types.NewError(types.ErrDecodingFailure, "the network configuration cannot be read", err.Error())
 	}
+	if conf.RunDir == "" {
+		conf.RunDir = filepath.Join(runDirs, conf.Instance)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
 	defer cancel()
+	handedOver := conf.Type == "weft-cni"
 	direct := cniserver.Direct{
-		Instance: conf.Instance, State: conf.StateDir, Run: conf.RunDir, Machine: machine(), BinDirs: binDirs(conf.BinDir, args.Path),
+		Instance: conf.Instance, State: conf.StateDir, Run: conf.RunDir, Machine: machine(), BinDirs: binDirs(conf.BinDir, args.Path), Cluster: handedOver,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 	// A call that weft-cni hands over needs no API: the agent tells it, one day.
-	if conf.Kubeconfig != "" && conf.Type != "weft-cni" && command == "ADD" {
+	if conf.Kubeconfig != "" && !handedOver && command == "ADD" {
 		client, err := kubeapi.Open(conf.Kubeconfig)
 		if err != nil {
 			return types.NewError(types.ErrInvalidNetworkConfig, err.Error(), "")

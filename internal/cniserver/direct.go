@@ -26,6 +26,8 @@ type Direct struct {
 	Instance, State, Run, Machine string
 	// BinDirs are searched for foreign plugins; optional.
 	BinDirs []string
+	// Cluster: this is a cluster's node, see chain.Options. With an API it is one.
+	Cluster bool
 	// API is asked what Pods want and which networks there are, and told what Pods
 	// have; optional: the networks of the configuration are attached.
 	API *kubeapi.Client
@@ -45,7 +47,7 @@ func (d Direct) Call(ctx context.Context, request cniwire.Request) cniwire.Respo
 		return New(Config{BinDirs: d.BinDirs, Log: d.Log}).answer(ctx, request)
 	}
 	if d.API == nil {
-		return d.call(ctx, request, Config{Pods: noPods{d.Log}}, chain.Options{Networks: noNetworks{}})
+		return d.call(ctx, request, Config{Pods: noPods{d.Log}}, chain.Options{Networks: noNetworks{}, Cluster: d.Cluster})
 	}
 	api := newCluster(d.API, d.Log)
 	if request.Command == "ADD" {

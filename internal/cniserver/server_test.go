@@ -453,6 +453,49 @@ func TestThin(t *testing.T) {
 	n.nothingLeft()
 }
 
+// TestHandedOver: a plain Pod that weft-cni hands over gets what the agent would
+// have given it, addresses of another's IPAM included: ours are not unique in a
+// cluster.
+func TestHandedOver(t *testing.T) {
+	n := newNode(t)
+	n.plugins()
+	plugins := filepath.Join(n.dir, "plugins")
+	script := "#!/bin/sh\ncat >/dev/null\n[ $CNI_COMMAND != ADD ] || echo '{\"cniVersion\":\"1.0.0\",\"ips\":[{\"address\":\"10.93.0.77/24\"}]}'\n"
+	if err := os.WriteFile(filepath.Join(plugins, "whereabouts"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	n.stop()
+	list := n.list("1.0.0", fmt.Sprintf(`,"agentWait":"0s","instance":"cnitest","stateDir":%q,"runDir":%q,"binDir":%q,
+		"delegates":[{"cniVersion":"1.0.0","name":"main","type":"bridge","bridge":"main0","ipam":{"type":"whereabouts","range":"10.93.0.0/24"}}]`,
+		n.state, filepath.Join(n.state, "run"), plugins))
+	pod := n.pod("plain", nil)
+	pod.CapabilityArgs = map[string]any{"io.kubernetes.cri.pod-annotations": map[string]string{"a": "b"}}
+	host, err := linux.OpenNS(n.host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	err = host.Do(func() error {
+		added, err := n.runtime.AddNetworkList(t.Context(), list, pod)
+		if err != nil {
+			return err
+		}
+		result, err := cni.NewResultFromResult(added)
+		if err == nil && (len(result.IPs) != 1 || result.IPs[0].Address.String() != "10.93.0.77/24") {
+			t.Errorf("the Pod has %v, want what the plugin gave", result.IPs)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.start()
+	if err := n.runtime.DelNetworkList(t.Context(), list, pod); err != nil {
+		t.Error(err)
+	}
+	n.nothingLeft()
+}
+
 func TestNetworksOfEveryPod(t *testing.T) {
 	n := newNode(t)
 	dir := t.TempDir()
