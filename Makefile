@@ -59,7 +59,7 @@ generate: ## write again what is generated: the CLI reference in docs/
 	go generate ./...
 
 .PHONY: bench
-bench: setup build ## benchmarks, and one table of ratios against the reference plugins
+bench: setup build ## benchmarks, and tables of ratios against the reference plugins and Multus
 	@scripts/bench.sh
 
 .PHONY: clean

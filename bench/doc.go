@@ -9,9 +9,11 @@
 // (BenchmarkPods, BenchmarkVMs). Tests fail only on a regression far beyond a
 // promise, because other work on the machine disturbs even ratios.
 //
-// BenchmarkMultus (with WEFT_KUBE set) holds the node agent against Multus: both
-// on a node beside a real API server, called as a container runtime calls them,
-// by turns. Its floor is the CNI program with bare netlink behind it.
+// BenchmarkMultus (with WEFT_KUBE set) holds the node agent against Multus: each
+// on a node of its own beside one real API server, called as a container runtime
+// calls them, by turns. Its floor is the CNI program with bare netlink behind it.
+// Its parts run alone, too: -bench Multus/Alone, and Burst, Together, Foreign,
+// Requests. docs/benchmarks.md has figures.
 //
 // The reference plugins are built by `go install` at one pinned version, with
 // the dependencies they pin themselves, and kept in the cache directory; they

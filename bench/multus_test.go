@@ -119,13 +119,13 @@ func (m *multusBench) alone() {
 // together is many at a time.
 func (m *multusBench) together() {
 	for _, atOnce := range []int{8, 40} {
-		rounds := 5 - atOnce/20
 		perSecond := func(d time.Duration) float64 { return float64(atOnce) / d.Seconds() }
 		m.table(fmt.Sprintf("%d Pods at a time; told: from the last answer until the last network-status is written", atOnce),
 			"kind | networks | ADDs/s: Multus thick | weft | floor | weft/thick | floor/weft | ADD: thick | weft | floor | told: weft | DELs/s: thick | weft | floor | CPU: thick | weft",
 			func(row func(...any)) {
 				for _, kind := range kinds {
 					for _, count := range counts {
+						rounds := 5 - (atOnce+2*count)/16 // what takes Multus long is done less often
 						c := measureNodes(m.b, m.api, []*node{m.weft, m.floor, m.thick}, load{nativePrimary, kind, count, atOnce}, rounds)
 						weft, thick, floor := c[m.weft.name], c[m.thick.name], c[m.floor.name]
 						row(kind, count, perSecond(thick.add), perSecond(weft.add), perSecond(floor.add), ratio(thick.add, weft.add), ratio(weft.add, floor.add),

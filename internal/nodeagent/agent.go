@@ -85,6 +85,8 @@ type agent struct {
 
 	// calls says how many of the runtime's calls are worked on.
 	calls func() int
+	// added counts sandboxes that were attached.
+	added atomic.Uint64
 
 	// mu guards boxes, the sandbox of each Pod, fresh and watched, all by the Pod's key.
 	mu      sync.Mutex
@@ -177,7 +179,7 @@ type task interface {
 func (a *agent) run(ctx context.Context, opt Options) error {
 	a.calls = a.server.Load().Working
 	group, ctx := errgroup.WithContext(ctx)
-	tasks := []task{a.cache, a.loop, a.looks, a.claims.loop, reconcile.Source{Store: a.cache, GVK: podKind, Loop: a.loop}, a.server.Load(), definer{a.api, a.log}, thrift{a.log}}
+	tasks := []task{a.cache, a.loop, a.looks, a.claims.loop, reconcile.Source{Store: a.cache, GVK: podKind, Loop: a.loop}, a.server.Load(), definer{a.api, a.log}, thrift{a.added.Load, a.log}}
 	if opt.Install != nil {
 		tasks = append(tasks, opt.Install)
 	}
@@ -213,6 +215,7 @@ func (a *agent) remember(records *record.Store) error {
 // attached takes note of a sandbox that was attached just now; its Pod's status is
 // written soon.
 func (a *agent) attached(box *record.Sandbox) {
+	a.added.Add(1)
 	if box.Pod.Name != "" {
 		a.mu.Lock()
 		a.fresh[podOf(box)] = fresh{box, time.Now()}
