@@ -126,7 +126,13 @@ func (r *resolver) device(d *Delegate, resource string) {
 	}
 	held := r.Devices[resource]
 	if len(held) == 0 && !r.Offered[resource] {
-		return // a number on the Node, without devices
+		// A number on the Node, or its device plugin is away: then the id may be that
+		// of another Pod's device.
+		if d.Device != "" && r.Offered != nil {
+			r.fail(s.Field+".deviceID", d.Device, fmt.Sprintf("is no device that the Pod holds: there are none of resource %s on this node", resource),
+				"leave it out, or see that the resource's device plugin runs and request one")
+		}
+		return
 	}
 	d.Resource = resource
 	if d.Device != "" && len(held) > 0 {

@@ -68,6 +68,10 @@ func TestDevicesAreHandedOut(t *testing.T) {
 		{"asked for without a resource", `[{"name":"plain","deviceID":"0000:01:00.0"}]`, three, nil, "0000:01:00.0"},
 		{"plugged in later", "fast", three, []*record.Attachment{{Network: "demo/fast", Interface: "net1", Resource: "example.com/nic", Device: "d2"}}, "d1"},
 		{"a mere number on the Node", "marked,fast", three, nil, "- d2"},
+		{
+			"one of a resource without devices", `[{"name":"marked","deviceID":"d9"}]`, nil, nil,
+			key + `[0].deviceID "d9": is no device that the Pod holds: there are none of resource bridge.network.kubevirt.io/br1 on this node; leave it out`,
+		},
 		{"our kinds attach none", "ours,fast", three, nil, "- d2"},
 		{
 			"more networks than devices", "fast,fast",
