@@ -2,8 +2,9 @@
 // the container runtime, tells in each Pod's network-status what it has, and
 // attaches and detaches networks of running Pods as their annotation changes.
 //
-// It reads Pods of its own node and NetworkAttachmentDefinitions from memory,
-// and writes nothing but the annotation of Pods of its node.
+// It reads Pods of its own node and NetworkAttachmentDefinitions from memory. Of
+// Pods it writes that annotation and one condition; beside that events, and the
+// node and addresses of IPAMClaims.
 package nodeagent
 
 import (
