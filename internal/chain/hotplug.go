@@ -46,6 +46,9 @@ func (e *Engine) Attach(ctx context.Context, id string, selection netattach.Sele
 			return nil, err
 		}
 	}
+	if err := e.claimsExist(ctx, box.Pod.Namespace, []netattach.Selection{selection}); err != nil {
+		return nil, err
+	}
 	q := Question{
 		Sandbox: id, Pod: box.Pod, Selections: []netattach.Selection{selection}, First: freeNumber(box),
 		Present: box.Attachments, Kinds: e.Kinds, ForeignIPAM: e.foreignIPAM, DeviceFiles: e.deviceFiles, parsed: e.parsed,

@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -248,6 +249,47 @@ func TestRefusals(t *testing.T) {
 }
 
 // TestClaim keeps the addresses of a claim over the life of sandboxes.
+// someClaims are those that exist; asking for another node's is an error.
+type someClaims map[string]error
+
+func (c someClaims) Exists(_ context.Context, namespace, name string) (bool, error) {
+	err, there := c[namespace+"/"+name]
+	return there, err
+}
+
+// TestClaimOfHotplug: a network that is plugged in goes by the same rules as one
+// that is there from the start.
+func TestClaimOfHotplug(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.nads.add("demo/plain", plainBridge)
+	elsewhere := errors.New("on another node")
+	w.engine.Claims = someClaims{"demo/mine": nil, "demo/theirs": elsewhere}
+	w.add("a", "plain")
+	before := len(w.memory.Leases())
+	attach := func(claim string) error {
+		_, err := w.engine.Attach(t.Context(), "a", netattach.Selection{Name: "plain", Namespace: "demo", IPAMClaimReference: claim})
+		return err
+	}
+	if err := attach("theirs"); !errors.Is(err, elsewhere) {
+		t.Errorf("a claim of another node: %v", err)
+	}
+	if err := attach("none"); err == nil || !strings.Contains(err.Error(), "there is no IPAMClaim demo/none") {
+		t.Errorf("a claim that does not exist: %v", err)
+	}
+	w.same("addresses held", len(w.memory.Leases()), before)
+	if err := attach("mine"); err != nil {
+		t.Error(err)
+	}
+	held, err := w.memory.Held(t.Context(), ipam.ClaimOwner("demo", "mine"))
+	if err != nil || len(held) != 1 {
+		t.Errorf("held: %v, %v", held, err)
+	}
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestClaim(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
