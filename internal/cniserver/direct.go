@@ -78,6 +78,13 @@ func (d Direct) call(ctx context.Context, request cniwire.Request, server Config
 		}
 	}()
 	server.Engine, server.Log = engine, d.Log
+	// There is no start at which an agent would sweep: GC does, and a DEL of what has
+	// no record, as after one that was killed when it had just removed that.
+	if _, err := engine.Get(request.ContainerID); request.Command == "GC" || request.Command == "DEL" && errors.Is(err, record.ErrNotFound) {
+		if err := engine.Restore(ctx); err != nil {
+			d.Log.Warn("restore attachments", "err", err)
+		}
+	}
 	return New(server).answer(ctx, request)
 }
 

@@ -34,7 +34,7 @@ func (p *pod) whole() {
 // steps calls body with 1, 2, ... until it says that the agent was not killed.
 func (l *lab) steps(body func(env string) (killed bool)) {
 	l.t.Helper()
-	const least, most = 8, 100
+	const least, most = 7, 100
 	n := 1
 	for ; body(fmt.Sprintf("WEFT_FAILPOINT=%d", n)); n++ {
 		if l.t.Failed() {

@@ -289,3 +289,44 @@ func TestThinRefuses(t *testing.T) {
 	}
 	l.nothingLeft()
 }
+
+// TestThinKilled kills the thin plugin before each step of an ADD, and of a DEL:
+// the runtime's next call finishes it, or GC does.
+func TestThinKilled(t *testing.T) {
+	l := newLab(t)
+	l.start()
+	l.define()
+	l.kill()
+	l.thin()
+	for _, verb := range []string{"ADD", "DEL"} {
+		t.Run(verb, func(t *testing.T) {
+			l.t = t
+			l.steps(func(env string) bool {
+				name, step, _ := strings.Cut(env, "=")
+				p := l.pod(mixed)
+				p.sandbox(true)
+				failing := func(call func() error) error {
+					t.Setenv(name, step)
+					defer func() { _ = os.Unsetenv(name) }() // it is set
+					return call()
+				}
+				var killed error
+				if verb == "ADD" {
+					killed = failing(p.add)
+				}
+				if err := p.add(); err != nil {
+					t.Fatal(err)
+				}
+				p.whole()
+				if verb == "DEL" {
+					killed = failing(func() error {
+						return p.call(func() error { return p.runtime.DelNetworkList(t.Context(), p.list(), p.now) })
+					})
+				}
+				p.end()
+				l.nothingLeft()
+				return killed != nil
+			})
+		})
+	}
+}
