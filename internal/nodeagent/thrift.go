@@ -2,20 +2,16 @@ package nodeagent
 
 import (
 	"context"
-	"log/slog"
 	"runtime/debug"
 	"time"
-
-	"github.com/weftnet/weft/internal/linux"
 )
 
 // thrift gives memory back to the node when the agent has started, and whenever a
 // burst of Pods is over. Go would keep it for minutes, in case there is another
-// burst, and the kernel would keep mapped whatever of the program ran once.
+// burst.
 type thrift struct {
 	// pods counts those that were attached.
 	pods func() uint64
-	log  *slog.Logger
 }
 
 // calmFor is how long no Pod must have been attached.
@@ -43,8 +39,5 @@ func (t thrift) Run(ctx context.Context) error {
 		}
 		given = true
 		debug.FreeOSMemory()
-		if err := linux.UnmapProgram(); err != nil {
-			t.log.Debug("give memory back", "err", err)
-		}
 	}
 }

@@ -2,7 +2,6 @@ package nodeagent
 
 import (
 	"context"
-	"log/slog"
 	"runtime"
 	"runtime/metrics"
 	"testing"
@@ -13,7 +12,7 @@ import (
 func TestThrift(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
-	go func() { done <- thrift{func() uint64 { return 1 }, slog.New(slog.DiscardHandler)}.Run(ctx) }()
+	go func() { done <- thrift{func() uint64 { return 1 }}.Run(ctx) }()
 	defer func() {
 		cancel()
 		if err := <-done; err != nil {
