@@ -51,7 +51,8 @@ func (r runner) status(ctx context.Context, conf *netattach.NetConf, kinds func(
 	if err != nil || !has {
 		return nil
 	}
-	r.deadline = min(r.deadline, statusPatience)
+	// It waits for no place: Pods whose plugin hangs must not make the node NotReady.
+	r.deadline, r.rooms = min(r.deadline, statusPatience), nil
 	for i := range conf.Plugins {
 		p := &conf.Plugins[i]
 		if _, native := kinds(p.Type); native && i == 0 {

@@ -16,8 +16,8 @@ type rooms struct {
 	places map[string]chan struct{}
 }
 
-// enter waits for a place of a plugin; false: until ctx ended. A process of one
-// call has no rooms and waits for none.
+// enter waits for a place of a plugin; false: until ctx ended. Without
+// rooms, as in a process of one call, nobody waits.
 func (r *rooms) enter(ctx context.Context, plugin string) (leave func(), ok bool) {
 	if r == nil {
 		return func() {}, true
