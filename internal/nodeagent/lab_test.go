@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -256,11 +257,19 @@ type pod struct {
 
 func (l *lab) pod(networks string) *pod {
 	l.t.Helper()
-	l.pods++
-	p := &pod{lab: l, key: store.Key{Namespace: l.ns, Name: fmt.Sprintf("pod%d", l.pods)}, annotations: map[string]string{}}
+	annotations := map[string]string{}
 	if networks != "" {
-		p.annotations[netattach.NetworksAnnotation] = networks
+		annotations[netattach.NetworksAnnotation] = networks
 	}
+	return l.podWith(annotations)
+}
+
+// podWith makes a Pod that has its annotations from the start: one added later
+// may reach the agent's informer after the ADD.
+func (l *lab) podWith(annotations map[string]string) *pod {
+	l.t.Helper()
+	l.pods++
+	p := &pod{lab: l, key: store.Key{Namespace: l.ns, Name: fmt.Sprintf("pod%d", l.pods)}, annotations: maps.Clone(annotations)}
 	made := l.make("Pod", "v1", l.ns, p.key.Name, map[string]any{"annotations": p.annotations, "spec": map[string]any{
 		"nodeName": "n1", "containers": []any{map[string]any{"name": "c", "image": "none"}}, "tolerations": []any{map[string]any{"operator": "Exists"}},
 	}})

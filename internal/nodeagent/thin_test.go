@@ -89,16 +89,6 @@ func TestThinIsLikeTheAgent(t *testing.T) {
 	}
 }
 
-func (l *lab) podWith(annotations map[string]string) *pod {
-	l.t.Helper()
-	p := l.pod(annotations[netattach.NetworksAnnotation])
-	if chosen := annotations[netattach.DefaultNetworkAnnotation]; chosen != "" {
-		p.annotations[netattach.DefaultNetworkAnnotation] = chosen
-		p.annotate(netattach.DefaultNetworkAnnotation, chosen)
-	}
-	return p
-}
-
 // record gives the last line of the sandbox's, indented.
 func (p *pod) record() string {
 	p.t.Helper()
