@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
 	"time"
 
 	"github.com/weftnet/weft/api/netattach"
@@ -111,6 +110,9 @@ type Options struct {
 	BootID string
 	// Observe is told of every phase of every call; optional. It must not wait.
 	Observe func(Phase)
+	// Warned is told, once, of each thing in a network's config that has no effect;
+	// optional. It must not wait.
+	Warned func(network, warning string)
 	// Log is where warnings about configs and repairs go; optional, nowhere.
 	Log *slog.Logger
 }
@@ -132,8 +134,7 @@ type Engine struct {
 	parsed *parsedConfigs
 
 	deviceFiles device.Files
-	// told of an IPAM plugin that is not installed.
-	told *sync.Once
+	warned      *warned
 
 	noIPv6 bool
 	optDAD bool
@@ -148,7 +149,7 @@ type Engine struct {
 // Restore before anything else. Records that cannot be read are no reason to
 // fail here: Restore tells of them.
 func New(ctx context.Context, options Options) (*Engine, error) {
-	e := &Engine{Options: options, alloc: ipam.NewAllocator(options.Addresses), claims: newClaims(), parsed: newParsedConfigs(), told: &sync.Once{}, beforeStep: failpoint()}
+	e := &Engine{Options: options, alloc: ipam.NewAllocator(options.Addresses), claims: newClaims(), parsed: newParsedConfigs(), warned: &warned{}, beforeStep: failpoint()}
 	if e.Kinds == nil {
 		e.Kinds = kind.Lookup
 	}

@@ -59,10 +59,8 @@ func (e *Engine) foreignIPAM(ipamType string) bool {
 		return false
 	}
 	_, err := e.runner.find(call{plugin: ipamType})
-	if err != nil {
-		e.told.Do(func() {
-			e.Log.Warn("the plugin is not installed, so the addresses of its networks are unique on this machine only", "ipam", ipamType)
-		})
+	if err != nil && e.warned.first("no plugin "+ipamType) {
+		e.Log.Warn("the plugin is not installed, so the addresses of its networks are unique on this machine only", "ipam", ipamType)
 	}
 	return err == nil
 }

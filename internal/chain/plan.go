@@ -59,11 +59,12 @@ func (t *attaching) findPlugins() error {
 func (t *attaching) allocateAll(ctx context.Context) error {
 	var errs []error
 	for _, w := range t.work {
-		if w.Native == nil || w.IPAM != "" {
+		if w.Native == nil {
 			continue
 		}
-		for _, warning := range w.Native.Warnings() {
-			t.Log.Warn("network config", "network", w.Network, "warning", warning)
+		t.warn(w)
+		if w.IPAM != "" {
+			continue
 		}
 		if err := t.allocate(ctx, w); err != nil {
 			errs = append(errs, blame(&w.Delegate, err))

@@ -19,7 +19,7 @@ const (
 )
 
 // Supported says whether weft answers an ipam type itself.
-func Supported(ipamType string) bool { return readers[ipamType] != nil }
+func Supported(ipamType string) bool { return readers[ipamType].read != nil }
 
 // ClusterWide says whether the plugin of an ipam type gives addresses that are
 // unique in a cluster. Ours are on one machine.
@@ -94,10 +94,16 @@ type input struct {
 	requests requests
 }
 
-var readers = map[string]func(input) (Config, error){
-	TypeHostLocal:   readHostLocal,
-	TypeStatic:      readStatic,
-	TypeWhereabouts: readWhereabouts,
+// reader is one ipam type: how its object is read, and the keys it has.
+type reader struct {
+	read func(input) (Config, error)
+	keys []string
+}
+
+var readers = map[string]reader{
+	TypeHostLocal:   {readHostLocal, hostLocalKeys},
+	TypeStatic:      {readStatic, staticKeys},
+	TypeWhereabouts: {readWhereabouts, whereaboutsKeys},
 }
 
 // Parse reads the ipam object of a CNI plugin config, and the addresses
@@ -133,18 +139,19 @@ func Parse(conf []byte, cniArgs string) (Config, error) {
 		}
 	case ipamType == "":
 		return Config{}, asked.refuseAll()
-	case readers[ipamType] == nil:
+	case !Supported(ipamType):
 		return Config{}, &hint.Error{
 			Field: "ipam.type", Value: ipamType, Problem: "weft does not do this type itself",
 			Remedy: "use one of " + strings.Join(types(), ", "),
 		}
 	}
 	in := input{network: doc.Name, keys: keys, raw: doc.IPAM, ranges: doc.RuntimeConfig.IPRanges, requests: asked}
-	config, err := readers[ipamType](in)
+	config, err := readers[ipamType].read(in)
 	if err != nil {
 		return Config{}, err
 	}
 	config.Type = ipamType
+	config.Warnings = append(unknownKeys(keys, ipamType, readers[ipamType].keys), config.Warnings...)
 	return config, nil
 }
 

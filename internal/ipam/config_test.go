@@ -74,7 +74,6 @@ func TestParseRefuses(t *testing.T) {
 		{"no JSON", `{`, `is not valid JSON`},
 		{"no type", `{"ipam": {"subnet": "10.0.0.0/24"}}`, `ipam.type: is missing; set it to one of host-local, static, whereabouts`},
 		{"other type", `{"ipam": {"type": "dhcp"}}`, `ipam.type "dhcp": weft does not do this type itself`},
-		{"unknown key", `{"ipam": {"type": "host-local", "subnet": "10.0.0.0/24", "range_start": "x", "zz": 1}}`, `ipam.range_start "x": is no key of this ipam type; remove it; the keys are type, ranges, subnet`},
 		{"wrong JSON type", `{"ipam": {"type": "host-local", "ranges": {"subnet": "10.0.0.0/24"}}}`, `ipam.ranges "object": has the wrong JSON type`},
 		{"ipam is a list", `{"ipam": []}`, `ipam "array": has the wrong JSON type`},
 		{"no range", `{"ipam": {"type": "host-local"}}`, `ipam.ranges: no range is given`},
@@ -115,13 +114,24 @@ func TestParseRefuses(t *testing.T) {
 }
 
 func TestWarnings(t *testing.T) {
-	config := mustParse(t, `{"type": "whereabouts", "range": "10.0.0.0/24", "gateway": "fd00::1", "node_slice_size": "/26"}`)
-	want := []string{
-		"ipam.node_slice_size: has no effect; addresses come from the whole range",
-		"ipam.gateway: fd00::1 is of another family than every range and has no effect",
-	}
-	if diff := cmp.Diff(want, config.Warnings); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
+	for _, c := range []struct {
+		ipam string
+		want []string
+	}{
+		{`{"type": "whereabouts", "range": "10.0.0.0/24", "gateway": "fd00::1", "node_slice_size": "/26"}`, []string{
+			"ipam.node_slice_size: has no effect; addresses come from the whole range",
+			"ipam.gateway: fd00::1 is of another family than every range and has no effect",
+		}},
+		{`{"type": "whereabouts", "range": "10.0.0.0/24", "rangeStart": "10.0.0.9"}`, []string{"ipam.rangeStart: is no key of ipam type whereabouts and has no effect"}},
+		{`{"type": "host-local", "SUBNET": "10.0.0.0/24", "range_start": "x", "zz": {}}`, []string{
+			"ipam.range_start: is no key of ipam type host-local and has no effect", "ipam.zz: is no key of ipam type host-local and has no effect",
+		}},
+		{`{"type": "static", "addresses": [{"address": "10.0.0.2/24"}], "subnet": 1}`, []string{"ipam.subnet: is no key of ipam type static and has no effect"}},
+		{`{"type": "host-local", "subnet": "10.0.0.0/24", "dataDir": "/x"}`, nil},
+	} {
+		if diff := cmp.Diff(c.want, mustParse(t, c.ipam).Warnings); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", c.ipam, diff)
+		}
 	}
 }
 

@@ -24,21 +24,21 @@ func find(keys map[string]json.RawMessage, name string) (json.RawMessage, bool) 
 	return nil, false
 }
 
-// decode reads the ipam object into raw and names every key that is not known.
-func decode(in input, raw any, known []string) error {
-	var errs []error
-	for key := range in.keys {
+// unknownKeys names the keys that are none of these. They are no error: the
+// plugins of those types pass them over, and so work with configs that have some.
+func unknownKeys(keys map[string]json.RawMessage, ipamType string, known []string) []string {
+	var out []string
+	for key := range keys {
 		if !slices.ContainsFunc(known, func(k string) bool { return strings.EqualFold(k, key) }) {
-			errs = append(errs, &hint.Error{
-				Field: "ipam." + key, Value: strings.Trim(string(in.keys[key]), `"`), Problem: "is no key of this ipam type",
-				Remedy: "remove it; the keys are " + strings.Join(known, ", "),
-			})
+			out = append(out, fmt.Sprintf("ipam.%s: is no key of ipam type %s and has no effect", key, ipamType))
 		}
 	}
-	if len(errs) > 0 {
-		slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
-		return errors.Join(errs...)
-	}
+	slices.Sort(out)
+	return out
+}
+
+// decode reads the ipam object into raw.
+func decode(in input, raw any) error {
 	if err := json.Unmarshal(in.raw, raw); err != nil {
 		return hint.JSON("ipam", err)
 	}

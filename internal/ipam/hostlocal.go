@@ -33,7 +33,7 @@ var hostLocalKeys = []string{
 // without a gateway gets the first address of its subnet as one.
 func readHostLocal(in input) (Config, error) {
 	var raw hostLocalRaw
-	if err := decode(in, &raw, hostLocalKeys); err != nil {
+	if err := decode(in, &raw); err != nil {
 		return Config{}, err
 	}
 	scope := Scope("net:" + in.network)

@@ -26,7 +26,7 @@ var staticKeys = []string{"type", "addresses", "routes", "dns"}
 // them, the latter last.
 func readStatic(in input) (Config, error) {
 	var raw staticRaw
-	if err := decode(in, &raw, staticKeys); err != nil {
+	if err := decode(in, &raw); err != nil {
 		return Config{}, err
 	}
 	routes, routesErr := parseRoutes(raw.Routes)

@@ -49,7 +49,7 @@ var whereaboutsKeys = append([]string{
 // enable_overlapping_ranges false, within its range.
 func readWhereabouts(in input) (Config, error) {
 	var raw whereaboutsRaw
-	if err := decode(in, &raw, whereaboutsKeys); err != nil {
+	if err := decode(in, &raw); err != nil {
 		return Config{}, err
 	}
 	var errs []error

@@ -146,7 +146,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	a.engine, err = chain.New(ctx, chain.Options{
 		Instance: opt.Instance, Machine: opt.Node, Records: records, Dataplane: plane, Host: plane.Host(), Addresses: ipam.NewMemory(),
 		Networks: definitions{networks.Definitions{Reader: a.cache}, networks.Definitions{Reader: a.api}}, BinDirs: opt.BinDirs, HostRoot: opt.HostRoot,
-		Cluster: true, Claims: a.claims, Keep: a.claims.keep, Devices: device.NewKubelet(opt.HostRoot, opt.KubeletDir), Observe: a.observe, Log: opt.Log,
+		Cluster: true, Claims: a.claims, Keep: a.claims.keep, Devices: device.NewKubelet(opt.HostRoot, opt.KubeletDir), Observe: a.observe, Warned: a.warned, Log: opt.Log,
 	})
 	if err != nil {
 		return err

@@ -12,17 +12,25 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/weftnet/weft/internal/chain"
+	"github.com/weftnet/weft/internal/networks"
 	"github.com/weftnet/weft/internal/record"
 	"github.com/weftnet/weft/internal/store"
 )
 
-var eventKind = schema.GroupVersionKind{Version: "v1", Kind: "Event"}
+var (
+	eventKind = schema.GroupVersionKind{Version: "v1", Kind: "Event"}
+	nodeKind  = schema.GroupVersionKind{Version: "v1", Kind: "Node"}
+)
 
 // Reasons of events, those of Multus.
 const (
 	addedInterface = "AddedInterface"
 	noNetworkFound = "NoNetworkFound"
 )
+
+// configIgnored is the reason of events of a NetworkAttachmentDefinition, for who
+// describes it: something in it has no effect.
+const configIgnored = "ConfigIgnored"
 
 // notCalled is the reason of events of the node, for who looks why Pods lack
 // networks.
@@ -66,12 +74,12 @@ const maxEvent = 1000
 // tell writes an event. The same one again is none: its name follows from what
 // it says.
 func (a *agent) tell(ctx context.Context, pod store.Key, uid, kind, reason, message string) {
-	a.write(ctx, involved{"Pod", pod, uid}, kind, reason, message, "")
+	a.write(ctx, involved{podKind, pod, uid}, kind, reason, message, "")
 }
 
 // tellChange writes an event of something that may happen again.
 func (a *agent) tellChange(ctx context.Context, pod *store.Object, kind, reason, message string) {
-	a.write(ctx, involved{"Pod", store.KeyOf(pod), string(pod.GetUID())}, kind, reason, message, time.Now().String())
+	a.write(ctx, involved{podKind, store.KeyOf(pod), string(pod.GetUID())}, kind, reason, message, time.Now().String())
 }
 
 // tellRival writes an event of our node: the runtime does not call us.
@@ -80,13 +88,32 @@ func (a *agent) tellRival(problem string) {
 		ctx, cancel := context.WithTimeout(context.Background(), eventPatience)
 		defer cancel()
 		// By its name, as the kubelet has it, so that describing the node shows it.
-		a.write(ctx, involved{"Node", store.Key{Name: a.node}, a.node}, "Warning", notCalled, problem, "")
+		a.write(ctx, involved{nodeKind, store.Key{Name: a.node}, a.node}, "Warning", notCalled, problem, "")
+	}()
+}
+
+// warned writes an event of a network whose configuration has something that has
+// no effect. All nodes write the same one, so there is one.
+func (a *agent) warned(network, warning string) {
+	namespace, name, ok := strings.Cut(network, "/")
+	if !ok {
+		return // a configuration of the node: the log has it
+	}
+	go func() { // the runtime's answer does not wait for it
+		ctx, cancel := context.WithTimeout(context.Background(), eventPatience)
+		defer cancel()
+		key := store.Key{Namespace: namespace, Name: name}
+		nad, err := a.cache.Get(ctx, networks.DefinitionKind, key)
+		if err != nil {
+			return // it is gone meanwhile
+		}
+		a.write(ctx, involved{networks.DefinitionKind, key, string(nad.GetUID())}, "Warning", configIgnored, warning, "")
 	}()
 }
 
 // involved is what an event is about.
 type involved struct {
-	kind string
+	kind schema.GroupVersionKind
 	key  store.Key
 	uid  string
 }
@@ -110,7 +137,7 @@ func (a *agent) write(ctx context.Context, about involved, kind, reason, message
 	event := &store.Object{Object: map[string]any{
 		"apiVersion": "v1", "kind": eventKind.Kind,
 		"metadata":       map[string]any{"namespace": about.namespace(), "name": about.key.Name + "." + hex.EncodeToString(sum[:8])},
-		"involvedObject": map[string]any{"apiVersion": "v1", "kind": about.kind, "namespace": about.key.Namespace, "name": about.key.Name, "uid": about.uid},
+		"involvedObject": map[string]any{"apiVersion": about.kind.GroupVersion().String(), "kind": about.kind.Kind, "namespace": about.key.Namespace, "name": about.key.Name, "uid": about.uid},
 		"type":           kind, "reason": reason, "message": message, "count": int64(1), "firstTimestamp": now, "lastTimestamp": now,
 		"source": map[string]any{"component": "weft", "host": a.node}, "reportingComponent": "weft", "reportingInstance": a.node,
 	}}

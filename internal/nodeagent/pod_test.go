@@ -59,12 +59,22 @@ func TestPodIsGone(t *testing.T) {
 }
 
 // TestEvents: one for all that a Pod has, with Multus' reason and words, and one
-// for a network that does not exist; the same again is none.
+// for a network that does not exist; the same again is none. A network whose
+// configuration has what nobody reads has one, too.
 func TestEvents(t *testing.T) {
 	l := newLab(t)
 	l.start()
 	l.define()
+	l.nad("odd", `{"cniVersion":"1.0.0","type":"bridge","bridge":"odd0","ipam":{"type":"host-local","subnet":"10.64.0.0/24","range_start":"10.64.0.9"}}`)
 	p, lost := l.pod("blue,blue@x0"), l.pod("nowhere")
+	for range 2 {
+		odd := l.pod("odd")
+		odd.sandbox(false) // until the agent has seen it, and the network
+		if err := odd.add(); err != nil {
+			t.Fatal(err)
+		}
+		odd.end()
+	}
 	p.sandbox(true)
 	lost.sandbox(true)
 	if err := p.add(); err != nil {
@@ -79,6 +89,7 @@ func TestEvents(t *testing.T) {
 	want := map[string]string{
 		p.key.Name:    fmt.Sprintf("Normal AddedInterface Add eth0 [%s/24] from primary, net1 [%s/24] from %s/blue, x0 [%s/24] from %s/blue", have["eth0"], have["net1"], l.ns, have["x0"], l.ns),
 		lost.key.Name: fmt.Sprintf(`Warning NoNetworkFound annotation k8s.v1.cni.cncf.io/networks[0].name "nowhere": there is no NetworkAttachmentDefinition %s/nowhere: no such network; create it, or correct the name`, l.ns),
+		"odd":         "Warning ConfigIgnored ipam.range_start: is no key of ipam type host-local and has no effect",
 	}
 	l.eventually("events", func() error {
 		list, _, err := l.api.List(t.Context(), schema.GroupVersionKind{Version: "v1", Kind: "Event"}, store.Selector{Namespace: l.ns})
