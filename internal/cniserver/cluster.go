@@ -16,11 +16,12 @@ import (
 	"github.com/weftnet/weft/internal/record"
 )
 
-// How long one question to the API server may take, and the writing of
-// network-status with all its tries.
+// How long one question to the API server may take, the writing of
+// network-status with all its tries, and the one try of an event.
 const (
 	questionPatience = 15 * time.Second
 	statusPatience   = 5 * time.Second
+	eventPatience    = 2 * time.Second
 	statusPause      = 200 * time.Millisecond
 )
 
@@ -208,6 +209,15 @@ func (c *cluster) writeStatus(ctx context.Context, box *record.Sandbox) {
 	}
 	if err != nil {
 		c.log.Warn("network-status could not be written; the Pod has its networks all the same", "pod", box.Pod.String(), "err", err)
+	}
+}
+
+// tell writes an event; what cannot be told is no reason to fail a Pod.
+func (c *cluster) tell(ctx context.Context, event Event) {
+	ctx, cancel := context.WithTimeout(ctx, eventPatience)
+	defer cancel()
+	if err := c.client.Create(ctx, "/api/v1/namespaces/"+url.PathEscape(event.Home())+"/events", event.Object(time.Now())); err != nil {
+		c.log.Warn("an event could not be written", "about", event.Namespace+"/"+event.Name, "reason", event.Reason, "err", err)
 	}
 }
 

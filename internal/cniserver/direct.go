@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/weftnet/weft/api/netattach"
@@ -55,14 +57,31 @@ func (d Direct) Call(ctx context.Context, request cniwire.Request) cniwire.Respo
 			return cniwire.Response{Error: failure(err)}
 		}
 	}
+	node, _ := os.Hostname() // kubelets call the node so unless told otherwise
 	var box *record.Sandbox
-	attached := func(made *record.Sandbox) { box = made }
-	response := d.call(ctx, request, Config{Pods: api, Attached: attached}, chain.Options{
+	var events []Event
+	attached := func(made *record.Sandbox) {
+		if box = made; box.Pod.Name != "" {
+			events = append(events, Added(box, node))
+		}
+	}
+	refused := func(pod record.Pod, cause error) {
+		if event, ours := Refused(pod, node, cause); ours {
+			events = append(events, event)
+		}
+	}
+	response := d.call(ctx, request, Config{Pods: api, Attached: attached, Refused: refused}, chain.Options{
 		Networks: api, Claims: api, Cluster: true, Devices: device.NewKubelet("", kubeletDir),
 	})
+	// The API is told once the records are free for others.
+	var telling sync.WaitGroup
 	if box != nil && response.Error == nil {
-		api.writeStatus(ctx, box)
+		telling.Go(func() { api.writeStatus(ctx, box) })
 	}
+	for _, event := range events {
+		telling.Go(func() { api.tell(ctx, event) })
+	}
+	telling.Wait()
 	return response
 }
 

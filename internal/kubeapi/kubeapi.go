@@ -1,5 +1,5 @@
 // Package kubeapi asks a Kubernetes API server what a CNI plugin that is started
-// for each call needs: an object, and one patch. It reads the file that says
+// for each call needs: an object, one patch, and an event. It reads the file that says
 // where the server is.
 //
 // It is no client for agents or controllers, who have store/kube: it follows
@@ -26,6 +26,8 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrConflict: the object is not the one that was meant.
 	ErrConflict = errors.New("conflict")
+	// ErrExists: there is one of that name.
+	ErrExists = errors.New("exists already")
 	// ErrUnanswered: the server was not reached or could not tell.
 	ErrUnanswered = errors.New("no answer")
 )
@@ -66,6 +68,18 @@ func (c *Client) Patch(ctx context.Context, path string, changes any) error {
 	return nil
 }
 
+// Create makes an object, if there is none of its name.
+func (c *Client) Create(ctx context.Context, path string, object any) error {
+	body, err := json.Marshal(object)
+	if err == nil {
+		_, err = c.do(ctx, http.MethodPost, path, nil, "application/json", body)
+	}
+	if err != nil && !errors.Is(err, ErrExists) {
+		return fmt.Errorf("create in %s: %w", path, err)
+	}
+	return nil
+}
+
 func (c *Client) do(ctx context.Context, method, path string, query url.Values, contentType string, body []byte) ([]byte, error) {
 	at := c.server.JoinPath(path)
 	at.RawQuery = query.Encode()
@@ -101,6 +115,7 @@ func (c *Client) do(ctx context.Context, method, path string, query url.Values, 
 func refused(response *http.Response, answer []byte) error {
 	status := struct {
 		Message string `json:"message"`
+		Reason  string `json:"reason"`
 		Details struct {
 			Causes []struct {
 				Field string `json:"field"`
@@ -123,6 +138,9 @@ func refused(response *http.Response, answer []byte) error {
 			}
 		}
 	case http.StatusConflict:
+		if status.Reason == "AlreadyExists" {
+			return fmt.Errorf("%w: %w", ErrExists, said)
+		}
 		return fmt.Errorf("%w: %w", ErrUnanswered, said) // of a merge without revision: busy
 	}
 	return fmt.Errorf("%w: %w", ErrUnanswered, said)

@@ -32,7 +32,7 @@ func server(t *testing.T) (address string, ca []byte) {
 		code := http.StatusOK
 		if _, err := fmt.Sscanf(r.URL.Path, "/code/%d", &code); err == nil {
 			w.WriteHeader(code)
-			fmt.Fprintf(w, `{"kind":"Status","message":%q,"details":{"causes":[{"field":"metadata.uid"}]}}`, "said "+strings.Repeat("much ", 100))
+			fmt.Fprintf(w, `{"kind":"Status","message":%q,"reason":%q,"details":{"causes":[{"field":"metadata.uid"}]}}`, "said "+strings.Repeat("much ", 100), filepath.Base(r.URL.Path))
 			return
 		}
 		fmt.Fprintf(w, `{"path":%q,"who":%q}`, r.URL.Path, who)
@@ -167,6 +167,11 @@ func TestAnswers(t *testing.T) {
 	for code, want := range map[int]error{404: ErrNotFound, 409: ErrUnanswered, 422: ErrConflict, 429: ErrUnanswered, 500: ErrUnanswered, 503: ErrUnanswered} {
 		if err := client.Patch(t.Context(), fmt.Sprintf("/code/%d", code), map[string]any{}); !errors.Is(err, want) || len(err.Error()) > 400 {
 			t.Errorf("%d is %v, want %v", code, err, want)
+		}
+	}
+	for at, want := range map[string]error{"/code/409/AlreadyExists": nil, "/code/409/Conflict": ErrUnanswered, "/code/201/": nil, "/code/404/": ErrNotFound} {
+		if err := client.Create(t.Context(), at, map[string]any{}); !errors.Is(err, want) {
+			t.Errorf("create at %s is %v, want %v", at, err, want)
 		}
 	}
 	for _, code := range []int{401, 403} {

@@ -269,7 +269,12 @@ func (l *lab) pod(networks string) *pod {
 func (l *lab) podWith(annotations map[string]string) *pod {
 	l.t.Helper()
 	l.pods++
-	p := &pod{lab: l, key: store.Key{Namespace: l.ns, Name: fmt.Sprintf("pod%d", l.pods)}, annotations: maps.Clone(annotations)}
+	return l.podNamed(fmt.Sprintf("pod%d", l.pods), annotations)
+}
+
+func (l *lab) podNamed(name string, annotations map[string]string) *pod {
+	l.t.Helper()
+	p := &pod{lab: l, key: store.Key{Namespace: l.ns, Name: name}, annotations: maps.Clone(annotations)}
 	made := l.make("Pod", "v1", l.ns, p.key.Name, map[string]any{"annotations": p.annotations, "spec": map[string]any{
 		"nodeName": "n1", "containers": []any{map[string]any{"name": "c", "image": "none"}}, "tolerations": []any{map[string]any{"operator": "Exists"}},
 	}})
@@ -289,7 +294,7 @@ func (p *pod) annotate(key, text string) {
 func (p *pod) sandbox(told bool) {
 	p.t.Helper()
 	p.sandboxes++
-	id := fmt.Sprintf("%s-%d", p.key.Name, p.sandboxes)
+	id := fmt.Sprintf("%.40s-%d", p.key.Name, p.sandboxes)
 	p.now = &libcni.RuntimeConf{
 		ContainerID: id, NetNS: filepath.Join(p.dir, "ns", id), IfName: "eth0",
 		Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", p.ns}, {"K8S_POD_NAME", p.key.Name}, {"K8S_POD_UID", p.uid}},

@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/weftnet/weft/api/netattach"
 	"github.com/weftnet/weft/internal/store"
@@ -59,14 +58,13 @@ func TestPodIsGone(t *testing.T) {
 }
 
 // TestEvents: one for all that a Pod has, with Multus' reason and words, and one
-// for a network that does not exist; the same again is none. A network whose
-// configuration has what nobody reads has one, too.
+// for a network that does not exist; the same again is none. The thin plugin
+// writes the same. A network whose configuration has what nobody reads has one, too.
 func TestEvents(t *testing.T) {
 	l := newLab(t)
 	l.start()
 	l.define()
 	l.nad("odd", `{"cniVersion":"1.0.0","type":"bridge","bridge":"odd0","ipam":{"type":"host-local","subnet":"10.64.0.0/24","range_start":"10.64.0.9"}}`)
-	p, lost := l.pod("blue,blue@x0"), l.pod("nowhere")
 	for range 2 {
 		odd := l.pod("odd")
 		odd.sandbox(false) // until the agent has seen it, and the network
@@ -75,39 +73,49 @@ func TestEvents(t *testing.T) {
 		}
 		odd.end()
 	}
-	p.sandbox(true)
-	lost.sandbox(true)
-	if err := p.add(); err != nil {
-		t.Fatal(err)
-	}
-	for range 2 {
-		if err := lost.add(); err == nil {
-			t.Fatal("a network that does not exist was attached")
+	l.says("odd", "Warning ConfigIgnored ipam.range_start: is no key of ipam type host-local and has no effect")
+	for i, long := range []string{"agent", "thins"} {
+		if i > 0 {
+			l.kill()
+			l.thin()
 		}
+		// Its name is as long as names may be, so that of its event cannot be made of it.
+		p, lost := l.pod("blue,blue@x0"), l.podNamed(long+strings.Repeat(".long", 49)+".of", map[string]string{netattach.NetworksAnnotation: "nowhere"})
+		p.sandbox(true)
+		lost.sandbox(true)
+		if err := p.add(); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if err := lost.add(); err == nil {
+				t.Fatal("a network that does not exist was attached")
+			}
+		}
+		have := p.addresses()
+		l.says(p.key.Name, fmt.Sprintf("Normal AddedInterface Add eth0 [%s/24] from primary, net1 [%s/24] from %s/blue, x0 [%s/24] from %s/blue", have["eth0"], have["net1"], l.ns, have["x0"], l.ns))
+		l.says(lost.key.Name, fmt.Sprintf(`Warning NoNetworkFound annotation k8s.v1.cni.cncf.io/networks[0].name "nowhere": there is no NetworkAttachmentDefinition %s/nowhere: no such network; create it, or correct the name`, l.ns))
+		p.end()
+		l.nothingLeft()
 	}
-	have := p.addresses()
-	want := map[string]string{
-		p.key.Name:    fmt.Sprintf("Normal AddedInterface Add eth0 [%s/24] from primary, net1 [%s/24] from %s/blue, x0 [%s/24] from %s/blue", have["eth0"], have["net1"], l.ns, have["x0"], l.ns),
-		lost.key.Name: fmt.Sprintf(`Warning NoNetworkFound annotation k8s.v1.cni.cncf.io/networks[0].name "nowhere": there is no NetworkAttachmentDefinition %s/nowhere: no such network; create it, or correct the name`, l.ns),
-		"odd":         "Warning ConfigIgnored ipam.range_start: is no key of ipam type host-local and has no effect",
-	}
-	l.eventually("events", func() error {
-		list, _, err := l.api.List(t.Context(), schema.GroupVersionKind{Version: "v1", Kind: "Event"}, store.Selector{Namespace: l.ns})
+}
+
+// says waits until the events of what has this name say that.
+func (l *lab) says(name, want string) {
+	l.t.Helper()
+	l.eventually("events of "+name, func() error {
+		list, _, err := l.api.List(l.t.Context(), eventKind, store.Selector{Namespace: l.ns})
 		if err != nil {
 			return err
 		}
-		said := map[string][]string{}
+		var said []string
 		for _, event := range list {
-			of, _ := event.Object["involvedObject"].(map[string]any)
-			said[fmt.Sprint(of["name"])] = append(said[fmt.Sprint(of["name"])], fmt.Sprint(event.Object["type"], " ", event.Object["reason"], " ", event.Object["message"]))
-		}
-		for name, text := range want {
-			if got := strings.Join(said[name], "\n"); got != text {
-				return fmt.Errorf("of %s: %q, want %q", name, got, text)
+			if of, _ := event.Object["involvedObject"].(map[string]any); of["name"] == name {
+				said = append(said, fmt.Sprint(event.Object["type"], " ", event.Object["reason"], " ", event.Object["message"]))
 			}
+		}
+		if got := strings.Join(said, "\n"); got != want {
+			return fmt.Errorf("%q, want %q", got, want)
 		}
 		return nil
 	})
-	p.end()
-	l.nothingLeft()
 }

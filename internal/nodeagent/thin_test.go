@@ -124,7 +124,7 @@ func (p *pod) plain(text string) string {
 }
 
 // TestThinAsksLittle: a GET for each network, one for the Pod if the runtime does
-// not tell of it, one PATCH; and CHECK and DEL ask nothing.
+// not tell of it, one PATCH, one event; and CHECK and DEL ask nothing.
 func TestThinAsksLittle(t *testing.T) {
 	l := newLab(t)
 	l.start()
@@ -132,8 +132,8 @@ func TestThinAsksLittle(t *testing.T) {
 	l.kill()
 	l.thin()
 	for told, want := range map[bool][]string{
-		true:  {"GET blue", "GET tuned", "PATCH POD"},
-		false: {"GET POD", "GET blue", "GET tuned", "PATCH POD"},
+		true:  {"GET blue", "GET tuned", "PATCH POD", "POST events"},
+		false: {"GET POD", "GET blue", "GET tuned", "PATCH POD", "POST events"},
 	} {
 		p := l.pod("blue,tuned,blue")
 		p.sandbox(told)
