@@ -40,6 +40,7 @@ type Dataplane struct {
 	nft      string
 	hostNS   *linux.NS
 	host     *linux.Conn
+	remover  *remover
 
 	// beforeStep, if set, is asked before each write to the kernel and stops the
 	// run by its error. Only tests set it.
@@ -60,7 +61,13 @@ func New(cfg Config) (*Dataplane, error) {
 	if err != nil {
 		return nil, errors.Join(err, ns.Close())
 	}
+	// Of its own: to delete links takes long, and others want to look meanwhile.
+	deletes, err := linux.Dial(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, errors.Join(err, conn.Close(), ns.Close())
+	}
 	d := &Dataplane{instance: cfg.Instance, nft: cfg.NFT, hostNS: ns, host: conn}
+	d.remover = &remover{conn: deletes, step: d.step}
 	if d.nft == "" {
 		d.nft = "nft"
 	}
@@ -68,7 +75,9 @@ func New(cfg Config) (*Dataplane, error) {
 }
 
 // Close lets go of the host's namespace. What was applied stays.
-func (d *Dataplane) Close() error { return errors.Join(d.host.Close(), d.hostNS.Close()) }
+func (d *Dataplane) Close() error {
+	return errors.Join(d.remover.conn.Close(), d.host.Close(), d.hostNS.Close())
+}
 
 // Host is a connection in the host's namespace for others to read through, as
 // long as the Dataplane is open.

@@ -14,8 +14,7 @@ import (
 	"github.com/weftnet/weft/internal/nft"
 )
 
-// delLinks deletes links of one namespace, together if there are several: the
-// kernel's grace period (about 17 ms) is then paid once.
+// delLinks deletes links of one namespace.
 func (s *session) delLinks(v *view, have *netstate.State, ops []netstate.Op) error {
 	var links []linux.Link
 	for _, op := range ops {
@@ -35,7 +34,10 @@ func (s *session) delLinks(v *view, have *netstate.State, ops []netstate.Op) err
 		clear(other.links) // ends of veth pairs go along
 		other.complete = false
 	}
-	return s.d.deleteTogether(v.conn, links, s.step)
+	if v == s.host {
+		return s.d.remover.remove(links)
+	}
+	return deleteTogether(v.conn, links, s.step)
 }
 
 func (s *session) otherOf(v *view) *view {
@@ -45,10 +47,11 @@ func (s *session) otherOf(v *view) *view {
 	return s.host
 }
 
-// deleteTogether deletes links that were seen to be ours.
-func (d *Dataplane) deleteTogether(c *linux.Conn, links []linux.Link, step func(string) error) error {
+// deleteTogether deletes links that were seen to be ours: all in one go, for which
+// the kernel waits for its grace period (about 17 ms) once.
+func deleteTogether(c *linux.Conn, links []linux.Link, step func(string) error) error {
 	if len(links) > 1 {
-		group, err := d.gather(c, links, step)
+		group, rest, err := gather(c, links, step)
 		if err != nil {
 			return err
 		}
@@ -56,8 +59,13 @@ func (d *Dataplane) deleteTogether(c *linux.Conn, links []linux.Link, step func(
 			if err := step("delete group"); err != nil {
 				return err
 			}
-			return c.Do(unix.RTM_DELLINK, 0, nl.NewIfInfomsg(unix.AF_UNSPEC), nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
+			err := c.Do(unix.RTM_DELLINK, 0, nl.NewIfInfomsg(unix.AF_UNSPEC), nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
+			// ENODEV: they went with their other ends or their namespace.
+			if err != nil && !errors.Is(err, unix.ENODEV) {
+				return fmt.Errorf("delete links of group %d: %w", group, err)
+			}
 		}
+		links = rest
 	}
 	var errs []error
 	for _, l := range links {
@@ -74,50 +82,60 @@ func (d *Dataplane) deleteTogether(c *linux.Conn, links []linux.Link, step func(
 	return errors.Join(errs...)
 }
 
-// gather gives a link group that holds these links and no others. If their own
-// group has other members, they are put into one nobody is in. 0: a link changed
-// meanwhile; delete one by one.
-func (d *Dataplane) gather(c *linux.Conn, links []linux.Link, step func(string) error) (uint32, error) {
+// gather gives a link group that holds links of these and no others: one they have,
+// or else one nobody is in. Those that are in another one are moved. The rest must
+// be deleted one by one: links whose only mark is the group they were made in.
+func gather(c *linux.Conn, links []linux.Link, step func(string) error) (group uint32, rest []linux.Link, err error) {
 	all, err := c.Links()
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
-	ours := map[int]bool{}
+	mine := map[int]linux.Link{}
 	for _, l := range links {
-		ours[l.Index] = true
+		mine[l.Index] = l
 	}
-	members := map[uint32]int{}
-	strangers := map[uint32]bool{}
-	found := 0
+	members, strangers := map[uint32]bool{}, map[uint32]bool{}
+	var there []linux.Link // in the order of the kernel
 	for _, l := range all {
-		members[l.Group]++
-		switch same := slices.IndexFunc(links, func(o linux.Link) bool { return o.Index == l.Index && o.Alias == l.Alias }); {
-		case same >= 0:
-			found++
-		case ours[l.Index]:
-			return 0, nil // the index is another link's by now
-		default:
+		members[l.Group] = true
+		if m, ok := mine[l.Index]; ok && m.Alias == l.Alias {
+			there = append(there, l)
+		} else {
 			strangers[l.Group] = true
 		}
 	}
-	group := links[0].Group
-	if group != 0 && !strangers[group] && members[group] == found && found == len(links) {
-		return group, nil
-	}
-	for group = netstate.GroupOf("delete " + links[0].Alias); members[group] > 0; group++ {
-	}
-	for _, l := range links {
-		if err := step("gather link"); err != nil {
-			return 0, err
-		}
-		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-		msg.Index = int32(l.Index)
-		err := c.Do(unix.RTM_NEWLINK, 0, msg, nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
-		if err != nil && !errors.Is(err, unix.ENODEV) {
-			return 0, fmt.Errorf("gather link %s: %w", l.Name, err)
+	if i := slices.IndexFunc(there, func(l linux.Link) bool { return l.Group != 0 && !strangers[l.Group] }); i >= 0 {
+		group = there[i].Group
+	} else {
+		for group = netstate.GroupOf("delete " + links[0].Alias); group == 0 || members[group]; group++ {
 		}
 	}
-	return group, nil
+	for _, l := range there {
+		switch {
+		case l.Group == group:
+		case l.Alias == "":
+			rest = append(rest, l)
+		default:
+			if err := move(c, l, group, step); err != nil {
+				return 0, nil, err
+			}
+		}
+	}
+	return group, rest, nil
+}
+
+func move(c *linux.Conn, l linux.Link, group uint32, step func(string) error) error {
+	if err := step("gather link"); err != nil {
+		return err
+	}
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(l.Index)
+	err := c.Do(unix.RTM_NEWLINK, 0, msg, nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
+	// ENODEV: it is gone already.
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("gather link %s: %w", l.Name, err)
+	}
+	return nil
 }
 
 // Prune removes the host's links and tables that carry this instance's mark and
@@ -159,5 +177,5 @@ func (d *Dataplane) Prune(_ context.Context, keep func(owner string) bool) ([]st
 	if len(ids) > 0 {
 		err = s.script(&view{ns: d.hostNS}, nft.Script(nil, ids...))
 	}
-	return told, errors.Join(err, d.deleteTogether(d.host, gone, s.step))
+	return told, errors.Join(err, d.remover.remove(gone))
 }

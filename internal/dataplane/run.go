@@ -106,11 +106,13 @@ func (s *session) do(c *linux.Conn, step string, msgType uint16, flags int, payl
 	return c.Do(msgType, flags, payload...)
 }
 
-func (s *session) step(step string) error {
-	if s.d.beforeStep == nil {
+func (s *session) step(step string) error { return s.d.step(step) }
+
+func (d *Dataplane) step(step string) error {
+	if d.beforeStep == nil {
 		return nil
 	}
-	return s.d.beforeStep(step)
+	return d.beforeStep(step)
 }
 
 // index gives the ifindex of a link that must be there.
