@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
+	"sync"
 
 	"github.com/weftnet/weft/internal/hint"
 )
@@ -13,9 +15,9 @@ import (
 // Store is where leases live. Take is the only lock: an address is held by the
 // owner whose Take came first.
 type Store interface {
-	// Candidate proposes the lowest address of r nobody in scope holds, and
-	// false if there is none. It holds nothing: Take may still find it taken.
-	Candidate(ctx context.Context, scope Scope, r Range) (netip.Addr, bool, error)
+	// TakeFrom holds an address of r that nobody in scope holds. If there is none,
+	// the error is ErrExhausted.
+	TakeFrom(ctx context.Context, scope Scope, r Range, owner Owner) (netip.Addr, error)
 	// Take holds an address. Held by the same owner already: success. Held by
 	// another: an error that is ErrTaken and a *TakenError.
 	Take(ctx context.Context, lease Lease) error
@@ -25,17 +27,20 @@ type Store interface {
 	Held(ctx context.Context, owner Owner) ([]Lease, error)
 }
 
-// maxTries bounds how often a candidate may be taken from under us before we
-// give up: a Store that proposes held addresses for ever is broken.
-const maxTries = 1000
-
 // Allocator gives addresses of a Config to owners.
 type Allocator struct {
-	store Store
+	store      Store
+	concurrent bool
 }
 
 // NewAllocator gives an allocator that keeps its leases in store.
 func NewAllocator(store Store) *Allocator { return &Allocator{store: store} }
+
+// NewConcurrentAllocator gives one for a store that is far away: what one
+// attachment needs is asked for at the same time.
+func NewConcurrentAllocator(store Store) *Allocator {
+	return &Allocator{store: store, concurrent: true}
+}
 
 // Allocate gives owner one address of each set of config and its static
 // addresses: all or none. What the owner holds already it keeps, unless it now
@@ -46,7 +51,7 @@ func (a *Allocator) Allocate(ctx context.Context, config Config, owner Owner) (R
 	if err != nil {
 		return Result{}, fmt.Errorf("list addresses of %s: %w", owner, err)
 	}
-	run := allocation{store: a.store, owner: owner, held: held, used: map[Lease]bool{}}
+	run := allocation{Allocator: a, owner: owner, held: held, used: map[Lease]bool{}}
 	addresses, err := run.all(ctx, config)
 	if err != nil {
 		return Result{}, errors.Join(err, run.undo(ctx))
@@ -63,26 +68,46 @@ func (a *Allocator) Release(ctx context.Context, owner Owner) error {
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", owner, err)
 	}
-	return releaseAll(ctx, a.store, held)
+	return a.releaseAll(ctx, held)
 }
 
-func releaseAll(ctx context.Context, store Store, leases []Lease) error {
-	var errs []error
-	for _, lease := range leases {
-		if err := store.Release(ctx, lease); err != nil {
-			errs = append(errs, fmt.Errorf("release %s: %w", lease.Addr, err))
+func (a *Allocator) releaseAll(ctx context.Context, leases []Lease) error {
+	return a.each(len(leases), func(i int) error {
+		if err := a.store.Release(ctx, leases[i]); err != nil {
+			return fmt.Errorf("release %s: %w", leases[i].Addr, err)
 		}
+		return nil
+	})
+}
+
+// each calls f with 0 to n-1, and goes on after an error.
+func (a *Allocator) each(n int, f func(i int) error) error {
+	errs := make([]error, n)
+	if !a.concurrent || n < 2 {
+		for i := range n {
+			errs[i] = f(i)
+		}
+		return errors.Join(errs...)
 	}
+	var group sync.WaitGroup
+	for i := range n {
+		group.Go(func() { errs[i] = f(i) })
+	}
+	group.Wait()
 	return errors.Join(errs...)
 }
 
 // allocation is one Allocate under way.
 type allocation struct {
-	store Store
+	*Allocator
 	owner Owner
-	held  []Lease        // what the owner had before
-	taken []Lease        // what was taken now: given back if anything fails
-	used  map[Lease]bool // what the result consists of
+	held  []Lease // what the owner had before
+
+	// mu guards taken, what was taken now and is given back if anything fails, and
+	// used, what the result consists of.
+	mu    sync.Mutex
+	taken []Lease
+	used  map[Lease]bool
 }
 
 func (r *allocation) all(ctx context.Context, config Config) ([]Address, error) {
@@ -91,29 +116,48 @@ func (r *allocation) all(ctx context.Context, config Config) ([]Address, error) 
 		return nil, err
 	}
 	// Fixed addresses first, lest a set takes one of them as its lowest.
+	var fixed []fixedAddress
 	for _, static := range config.Static {
-		addr := static.Prefix.Addr()
-		if err := r.take(ctx, config.StaticScope, addr); err != nil {
-			return nil, takenHint(static.Field, addr, err)
+		fixed = append(fixed, fixedAddress{config.StaticScope, static.Prefix.Addr(), static.Field})
+	}
+	for i := range config.Sets {
+		if q, ok := asked[i]; ok {
+			fixed = append(fixed, fixedAddress{config.Sets[i].Scope, q.Addr, q.Field})
 		}
 	}
-	for i, q := range asked {
-		if err := r.take(ctx, config.Sets[i].Scope, q.Addr); err != nil {
-			return nil, takenHint(q.Field, q.Addr, err)
-		}
+	err = r.each(len(fixed), func(i int) error {
+		return takenHint(fixed[i].field, fixed[i].addr, r.take(ctx, fixed[i].scope, fixed[i].addr))
+	})
+	if err != nil {
+		return nil, err
 	}
-	var out []Address
+	out := make([]Address, len(config.Sets))
+	var empty []int
 	for i, set := range config.Sets {
-		address, err := r.fromSet(ctx, set, asked[i])
-		if err != nil {
-			return nil, err
+		if address, ok := r.kept(set, asked[i]); ok {
+			out[i] = address
+		} else {
+			empty = append(empty, i)
 		}
-		out = append(out, address)
+	}
+	err = r.each(len(empty), func(i int) (err error) {
+		out[empty[i]], err = r.fromSet(ctx, config.Sets[empty[i]])
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
 	for _, static := range config.Static {
 		out = append(out, static.Address)
 	}
 	return out, nil
+}
+
+// fixedAddress is one that is taken whichever others are free.
+type fixedAddress struct {
+	scope Scope
+	addr  netip.Addr
+	field string // where it was asked for
 }
 
 // assign matches requests with sets, each set serving one request at most.
@@ -189,26 +233,33 @@ func whyRefused(sets []Set, addr netip.Addr) (problem, remedy string) {
 	return "is out of range", "choose an address of " + strings.Join(all, " or ")
 }
 
-func (r *allocation) fromSet(ctx context.Context, set Set, asked Request) (Address, error) {
+// kept gives the address of a set that needs no choice: the one asked for, which
+// is taken by now, or the one the owner has.
+func (r *allocation) kept(set Set, asked Request) (Address, bool) {
 	if asked.Addr.IsValid() {
 		from, _ := rangeOf(set, asked.Addr)
-		return address(from, asked.Addr), nil
+		return address(from, asked.Addr), true
 	}
 	for _, lease := range r.held {
 		from, ok := rangeOf(set, lease.Addr)
 		if ok && lease.Scope == set.Scope && !r.used[lease] {
 			r.used[lease] = true
-			return address(from, lease.Addr), nil
+			return address(from, lease.Addr), true
 		}
 	}
+	return Address{}, false
+}
+
+func (r *allocation) fromSet(ctx context.Context, set Set) (Address, error) {
 	for _, from := range set.Ranges {
-		addr, err := r.lowest(ctx, set.Scope, from)
+		addr, err := r.store.TakeFrom(ctx, set.Scope, from, r.owner)
 		if errors.Is(err, ErrExhausted) {
 			continue
 		}
 		if err != nil {
-			return Address{}, err
+			return Address{}, fmt.Errorf("take address of %s: %w", from, err)
 		}
+		r.note(Lease{Scope: set.Scope, Addr: addr, Owner: r.owner})
 		return address(from, addr), nil
 	}
 	return Address{}, exhaustedHint(set)
@@ -218,42 +269,27 @@ func address(from Range, addr netip.Addr) Address {
 	return Address{Prefix: netip.PrefixFrom(addr, from.Subnet.Bits()), Gateway: from.Gateway}
 }
 
-// lowest takes the lowest free address, again if somebody else was faster.
-func (r *allocation) lowest(ctx context.Context, scope Scope, from Range) (netip.Addr, error) {
-	for range maxTries {
-		addr, ok, err := r.store.Candidate(ctx, scope, from)
-		if err != nil {
-			return addr, fmt.Errorf("choose address of %s: %w", from, err)
-		}
-		if !ok {
-			return addr, ErrExhausted
-		}
-		err = r.take(ctx, scope, addr)
-		if !errors.Is(err, ErrTaken) {
-			return addr, err
-		}
-	}
-	return netip.Addr{}, fmt.Errorf("choose address of %s: %d candidates in a row were taken", from, maxTries)
-}
-
 // take holds one address, and remembers whether that is new.
 func (r *allocation) take(ctx context.Context, scope Scope, addr netip.Addr) error {
 	lease := Lease{Scope: scope, Addr: addr, Owner: r.owner}
 	if err := r.store.Take(ctx, lease); err != nil {
 		return fmt.Errorf("take %s: %w", addr, err)
 	}
-	r.used[lease] = true
-	for _, had := range r.held {
-		if had == lease {
-			return nil
-		}
-	}
-	r.taken = append(r.taken, lease)
+	r.note(lease)
 	return nil
 }
 
+func (r *allocation) note(lease Lease) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.used[lease] = true
+	if !slices.Contains(r.held, lease) {
+		r.taken = append(r.taken, lease)
+	}
+}
+
 func (r *allocation) undo(ctx context.Context) error {
-	return releaseAll(context.WithoutCancel(ctx), r.store, r.taken)
+	return r.releaseAll(context.WithoutCancel(ctx), r.taken)
 }
 
 // dropStale gives back what the owner held in the scopes of config and the
@@ -269,7 +305,7 @@ func (r *allocation) dropStale(ctx context.Context, config Config) error {
 			stale = append(stale, lease)
 		}
 	}
-	return releaseAll(ctx, r.store, stale)
+	return r.releaseAll(ctx, stale)
 }
 
 func takenHint(field string, addr netip.Addr, err error) error {

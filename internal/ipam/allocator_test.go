@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -219,12 +221,15 @@ func TestScopes(t *testing.T) {
 // failing is a Memory whose nth call fails.
 type failing struct {
 	*Memory
+	mu   sync.Mutex // guards left
 	left int
 }
 
 var errBroken = errors.New("store is broken")
 
 func (f *failing) step() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.left--; f.left == 0 {
 		return errBroken
 	}
@@ -238,44 +243,27 @@ func (f *failing) Take(ctx context.Context, l Lease) error {
 	return f.Memory.Take(ctx, l)
 }
 
+func (f *failing) TakeFrom(ctx context.Context, scope Scope, r Range, owner Owner) (netip.Addr, error) {
+	if err := f.step(); err != nil {
+		return netip.Addr{}, err
+	}
+	return f.Memory.TakeFrom(ctx, scope, r, owner)
+}
+
 func TestFailureAtEachStepLeavesNothingHeld(t *testing.T) {
 	config := mustParse(t, `{"type": "whereabouts", "range": "10.0.0.0/24", "ipRanges": [{"range": "fd00::/64"}], "addresses": [{"address": "10.1.0.1/24"}]}`)
 	for n := 1; n <= 3; n++ {
-		store := &failing{Memory: NewMemory(), left: n}
-		if _, err := NewAllocator(store).Allocate(context.Background(), config, "sb/net1"); !errors.Is(err, errBroken) {
-			t.Fatalf("step %d: got %v, want %v", n, err, errBroken)
+		for name, with := range map[string]func(Store) *Allocator{"one by one": NewAllocator, "at once": NewConcurrentAllocator} {
+			store := &failing{Memory: NewMemory(), left: n}
+			if _, err := with(store).Allocate(context.Background(), config, "sb/net1"); !errors.Is(err, errBroken) {
+				t.Fatalf("%s, step %d: got %v, want %v", name, n, err, errBroken)
+			}
+			if left := held(store.Memory); len(left) != 0 {
+				t.Errorf("%s, step %d: still held: %v", name, n, left)
+			}
+			if _, err := with(store).Allocate(context.Background(), config, "sb/net1"); err != nil {
+				t.Errorf("%s, step %d, again: %v", name, n, err)
+			}
 		}
-		if left := held(store.Memory); len(left) != 0 {
-			t.Errorf("step %d: still held: %v", n, left)
-		}
-		if _, err := NewAllocator(store).Allocate(context.Background(), config, "sb/net1"); err != nil {
-			t.Errorf("step %d, again: %v", n, err)
-		}
-	}
-}
-
-// racing is a Memory in which somebody else takes the first candidates.
-type racing struct {
-	*Memory
-	races int
-}
-
-func (r *racing) Take(ctx context.Context, l Lease) error {
-	if r.races--; r.races >= 0 {
-		if err := r.Memory.Take(ctx, Lease{l.Scope, l.Addr, "faster"}); err != nil {
-			return err
-		}
-	}
-	return r.Memory.Take(ctx, l)
-}
-
-func TestLostRacesAreRunAgain(t *testing.T) {
-	store := &racing{Memory: NewMemory(), races: 3}
-	got, err := NewAllocator(store).Allocate(context.Background(), mustParse(t, `{"type": "host-local", "subnet": "10.0.0.0/24"}`), "sb/net1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if text := got.Addresses[0].Prefix.String(); text != "10.0.0.5/24" {
-		t.Errorf("got %s, want 10.0.0.5/24", text)
 	}
 }

@@ -109,8 +109,8 @@ func (m *Memory) Release(_ context.Context, lease Lease) error {
 	return nil
 }
 
-// Candidate gives the lowest address of r that nobody in scope holds.
-func (m *Memory) Candidate(_ context.Context, scope Scope, r Range) (netip.Addr, bool, error) {
+// TakeFrom holds the lowest address of r that nobody in scope holds.
+func (m *Memory) TakeFrom(_ context.Context, scope Scope, r Range, owner Owner) (netip.Addr, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	state := m.scopeLocked(scope)
@@ -120,7 +120,20 @@ func (m *Memory) Candidate(_ context.Context, scope Scope, r Range) (netip.Addr,
 		state.ranges[r.Key()] = walk
 	}
 	addr, ok := walk.lowest(state.holders)
-	return addr, ok, nil
+	if !ok {
+		return netip.Addr{}, ErrExhausted
+	}
+	return addr, m.takeLocked(Lease{Scope: scope, Addr: addr, Owner: owner})
+}
+
+// Holder gives who holds an address; empty: nobody.
+func (m *Memory) Holder(scope Scope, addr netip.Addr) Owner {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if state := m.scopes[scope]; state != nil {
+		return state.holders[addr]
+	}
+	return ""
 }
 
 // Held lists what an owner holds, sorted by scope and address.

@@ -43,16 +43,13 @@ func TestMemoryMatchesModel(t *testing.T) {
 			owner := Owner(rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "owner"))
 			r := rapid.SampledFrom(ranges).Draw(t, "range")
 			switch rapid.IntRange(0, 3).Draw(t, "verb") {
-			case 0, 1: // take the candidate
-				got, ok, err := memory.Candidate(ctx, "s", r)
+			case 0, 1: // take the lowest
 				want, wantOK := lowest(r)
-				if got != want || ok != wantOK || err != nil {
-					t.Fatalf("Candidate(%s) = %s %v %v, want %s %v", r, got, ok, err, want, wantOK)
+				got, err := memory.TakeFrom(ctx, "s", r, owner)
+				if got != want || wantOK && err != nil || !wantOK && !errors.Is(err, ErrExhausted) {
+					t.Fatalf("TakeFrom(%s) = %s %v, want %s %v", r, got, err, want, wantOK)
 				}
-				if ok {
-					if err := memory.Take(ctx, Lease{"s", got, owner}); err != nil {
-						t.Fatal(err)
-					}
+				if wantOK {
 					model[got] = owner
 				}
 			case 2: // take one by name
