@@ -36,7 +36,7 @@ func (e *Engine) resolve(ctx context.Context, req Request) ([]Delegate, error) {
 	}
 	q := Question{
 		Sandbox: req.ID, Pod: req.Pod, IfName: req.IfName, RuntimeConfig: req.RuntimeConfig, CNIArgs: req.CNIArgs,
-		Selections: networks, First: 1, Kinds: e.Kinds, ForeignIPAM: e.foreignIPAM, DeviceFiles: e.deviceFiles, parsed: e.parsed,
+		Selections: networks, First: 1, Kinds: e.Kinds, ForeignIPAM: e.foreignIPAM, FlatFile: readFlatFile, DeviceFiles: e.deviceFiles, parsed: e.parsed,
 	}
 	if q.IfName == "" {
 		q.IfName = "eth0"

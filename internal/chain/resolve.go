@@ -62,6 +62,9 @@ type Question struct {
 	// ForeignIPAM says of a type of IPAM that weft answers, too, whether its plugin
 	// is to be asked; nil: of none.
 	ForeignIPAM func(ipamType string) bool
+	// FlatFile reads a file with defaults for networks of ipam type whereabouts;
+	// nil: there are none.
+	FlatFile func(path string) ([]byte, error)
 
 	parsed *parsedConfigs // nil: every config is read anew
 }
@@ -259,6 +262,12 @@ func (r *resolver) add(w wanted) {
 	native, isNative := r.Kinds(main.Type)
 	if isNative && main.IPAMType != "" && (!ipam.Supported(main.IPAMType) || r.ForeignIPAM != nil && r.ForeignIPAM(main.IPAMType)) {
 		d.IPAM = main.IPAMType
+	}
+	if isNative && d.IPAM == "" && main.IPAMType == ipam.TypeWhereabouts {
+		if d.Conf, err = r.withFlatFile(d.Conf); err != nil {
+			r.errs = append(r.errs, ofNetwork(w.network, err))
+			return
+		}
 	}
 	if d.CapabilityArgs, err = r.capabilities(&d); err != nil {
 		r.errs = append(r.errs, err)

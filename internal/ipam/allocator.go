@@ -118,7 +118,7 @@ func (r *allocation) all(ctx context.Context, config Config) ([]Address, error) 
 	// Fixed addresses first, lest a set takes one of them as its lowest.
 	var fixed []fixedAddress
 	for _, static := range config.Static {
-		fixed = append(fixed, fixedAddress{config.StaticScope, static.Prefix.Addr(), static.Field})
+		fixed = append(fixed, fixedAddress{config.staticScope(static), static.Prefix.Addr(), static.Field})
 	}
 	for i := range config.Sets {
 		if q, ok := asked[i]; ok {

@@ -29,6 +29,9 @@ func ClusterWide(ipamType string) bool { return ipamType == TypeWhereabouts }
 type Config struct {
 	// Type is what the document said; empty: the network has no IPAM.
 	Type string
+	// ClusterWide says that the addresses are to be unique in a cluster, not on
+	// one machine only.
+	ClusterWide bool
 	// Sets are asked for one address each.
 	Sets []Set
 	// Static addresses are given as they are, after those of the sets, and held
@@ -56,6 +59,8 @@ type Set struct {
 // StaticAddress is one address given as it is.
 type StaticAddress struct {
 	Address
+	// Scope it is held in; empty: Config.StaticScope.
+	Scope Scope
 	// Field is where it stands in the user's document.
 	Field string
 }
@@ -201,6 +206,52 @@ func (c Config) finish() (Config, error) {
 		}
 	}
 	return c, errors.Join(errs...)
+}
+
+// staticScope says where a fixed address is held.
+func (c Config) staticScope(a StaticAddress) Scope {
+	if a.Scope != "" {
+		return a.Scope
+	}
+	return c.StaticScope
+}
+
+// Network is one network's config, under the name people know it by.
+type Network struct {
+	Name   string
+	Config Config
+}
+
+// OverlappingPools finds networks that could give the same address twice: they
+// share addresses and a network_name, and one of them does not look at the
+// other's (enable_overlapping_ranges false). The error names both.
+func OverlappingPools(networks []Network) error {
+	var errs []error
+	for i, n := range networks {
+		for _, o := range networks[:i] {
+			if n.Config.StaticScope == o.Config.StaticScope {
+				errs = append(errs, n.overlaps(o))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (n Network) overlaps(o Network) error {
+	for _, set := range n.Config.Sets {
+		for _, other := range o.Config.Sets {
+			a, b := other.Ranges[0], set.Ranges[0]
+			if set.Scope == other.Scope || !a.shares(b) {
+				continue
+			}
+			return &hint.Error{
+				Field: n.Name + ": " + b.Field, Value: b.String(),
+				Problem: fmt.Sprintf("overlaps %s of network %s, and one of the two has enable_overlapping_ranges off, so an address could be given twice", a, o.Name),
+				Remedy:  "make the ranges disjoint, turn enable_overlapping_ranges on for both, or give each a network_name if they are different networks",
+			}
+		}
+	}
+	return nil
 }
 
 func overlapError(field string, a, b Range) error {

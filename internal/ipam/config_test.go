@@ -23,7 +23,7 @@ func TestParseRanges(t *testing.T) {
 		{"host-local /32", `{"type": "host-local", "subnet": "10.0.0.3/32"}`, "[10.0.0.3]"},
 		{"CIDR with host bits", `{"type": "whereabouts", "range": "192.168.3.230/24"}`, "[192.168.3.1-192.168.3.254]"},
 		{"dash", `{"type": "whereabouts", "range": "192.168.3.20-192.168.3.30/24"}`, "[192.168.3.20-192.168.3.30]"},
-		{"dash with blanks and bounds", `{"type": "whereabouts", "range": "192.168.3.20 - 192.168.3.30/24", "range_end": "192.168.3.22"}`, "[192.168.3.20-192.168.3.22]"},
+		{"dash with blanks wins over bounds", `{"type": "whereabouts", "range": "192.168.3.20 - 192.168.3.30/24", "range_end": "192.168.3.22"}`, "[192.168.3.20-192.168.3.30]"},
 		{"excludes", `{"type": "whereabouts", "range": "192.168.3.0/24", "exclude": ["192.168.3.0/25", "192.168.3.200", "192.168.3.210-192.168.3.220"]}`, "[192.168.3.128-192.168.3.199 192.168.3.201-192.168.3.209 192.168.3.221-192.168.3.254]"},
 		{"leading zeros", `{"type": "whereabouts", "range": "192.168.001.0/24", "range_start": "00192.00168.1.44"}`, "[192.168.1.44-192.168.1.254]"},
 		{"/32", `{"type": "whereabouts", "range": "10.0.0.3/32"}`, "[10.0.0.3]"},

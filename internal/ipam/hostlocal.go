@@ -23,10 +23,12 @@ type hostLocalRaw struct {
 	ResolvConf string             `json:"resolvConf"`
 	// DataDir is where the plugin keeps its files; our leases live elsewhere.
 	DataDir string `json:"dataDir"`
+	// ClusterWide is weft's own: the plugin's addresses are each node's.
+	ClusterWide bool `json:"clusterWide"`
 }
 
 var hostLocalKeys = []string{
-	"type", "ranges", "subnet", "rangeStart", "rangeEnd", "gateway", "routes", "resolvConf", "dataDir",
+	"type", "ranges", "subnet", "rangeStart", "rangeEnd", "gateway", "routes", "resolvConf", "dataDir", "clusterWide",
 }
 
 // readHostLocal reads the ipam object of type host-local. As there, a range
@@ -37,7 +39,7 @@ func readHostLocal(in input) (Config, error) {
 		return Config{}, err
 	}
 	scope := Scope("net:" + in.network)
-	config := Config{ResolvConf: raw.ResolvConf, Requests: in.requests.all(), StaticScope: scope}
+	config := Config{ClusterWide: raw.ClusterWide, ResolvConf: raw.ResolvConf, Requests: in.requests.all(), StaticScope: scope}
 	var errs []error
 	add := func(field string, ranges []hostLocalRange, at func(int) string) {
 		set, err := hostLocalSet(field, ranges, at)

@@ -124,6 +124,10 @@ type Range struct {
 	key    string
 }
 
+// mapped are the addresses of IPv6 that stand for IPv4 ones (RFC 4291,
+// 2.5.5.2): no interface has them.
+var mapped = Span{First: netip.MustParseAddr("::ffff:0.0.0.0"), Last: netip.MustParseAddr("::ffff:255.255.255.255")}
+
 // newRange computes what may be given of r.
 func newRange(r Range) Range {
 	bounds, whole := r.Bounds, usable(r.Subnet)
@@ -137,7 +141,7 @@ func newRange(r Range) Range {
 		r.usable, r.key = nil, ""
 		return r
 	}
-	holes := slices.Clone(r.Exclude)
+	holes := append(slices.Clone(r.Exclude), mapped)
 	if r.Gateway.IsValid() {
 		holes = append(holes, Span{First: r.Gateway, Last: r.Gateway})
 	}
@@ -164,6 +168,16 @@ func (r Range) Size() *big.Int {
 
 // Contains says whether a may be given.
 func (r Range) Contains(a netip.Addr) bool { return spanIndex(r.usable, a) >= 0 }
+
+// shares says whether two ranges may give the same address.
+func (r Range) shares(o Range) bool {
+	for _, a := range r.usable {
+		if slices.ContainsFunc(o.usable, a.overlaps) {
+			return true
+		}
+	}
+	return false
+}
 
 // String gives the bounds and the subnet they are in.
 func (r Range) String() string {
