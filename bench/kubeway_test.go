@@ -97,21 +97,21 @@ func (n *node) write(name, text string) {
 	}
 }
 
-// weftNode has weftd and weft-cni.
+// weftNode has weft-node and weft-cni.
 func weftNode(tb testing.TB, api *kubeAPI, bin programs, number int) *node {
 	tb.Helper()
 	n := newNode(tb, api, bin, "weft", number)
 	n.program = filepath.Join(bin.weft, "weft-cni")
 	socket := n.path("state/run/cni.sock")
 	n.conf = func(primary string, pod kubePod) object {
-		return object{ // as weftd --install writes it, but for the paths
+		return object{ // as weft-node --install writes it, but for the paths
 			"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni", "clusterNetwork": n.path(primary + ".conf"),
 			"socket": socket, "queue": n.path("state/dels"),
 			"runtimeConfig": object{"io.kubernetes.cri.pod-annotations": object{"k8s.v1.cni.cncf.io/networks": pod.networks}},
 		}
 	}
 	n.start = func() {
-		n.run(socket, filepath.Join(bin.weft, "weftd"), "--node", n.name, "--root", n.path("state"), "--cni-bin-dirs", bin.plugins)
+		n.run(socket, filepath.Join(bin.weft, "weft-node"), "--node", n.name, "--root", n.path("state"), "--cni-bin-dirs", bin.plugins)
 	}
 	return n
 }

@@ -38,7 +38,7 @@ func buildPrograms(tb testing.TB) programs {
 		tb.Fatal(err)
 	}
 	// As they are released, of the tree as it is.
-	err = build("..", os.Environ(), "build", "-trimpath", "-ldflags=-s -w", "-o", p.weft+"/", "./cmd/weft-cni", "./cmd/weft-cni-thin", "./cmd/weftd")
+	err = build("..", os.Environ(), "build", "-trimpath", "-ldflags=-s -w", "-o", p.weft+"/", "./cmd/weft-cni", "./cmd/weft-cni-thin", "./cmd/weft-node")
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -40,7 +40,7 @@ func main() {
 // callLimit bounds one call.
 const callLimit = 210 * time.Second
 
-// Defaults: those of weftd.
+// Defaults: those of weft-node.
 const (
 	defaultInstance = "weft"
 	defaultState    = "/var/lib/weft"

@@ -27,7 +27,7 @@ func queueDel(dir string, args *skel.CmdArgs) error {
 		err = writeDurably(dir, hex.EncodeToString(sum[:16])+".json", body)
 	}
 	if err != nil {
-		return types.NewError(types.ErrTryAgainLater, "weft's agent is away, and the DEL cannot be kept for it", err.Error()+"; see that files can be written in "+dir+", and that weftd runs on this machine")
+		return types.NewError(types.ErrTryAgainLater, "weft's agent is away, and the DEL cannot be kept for it", err.Error()+"; see that files can be written in "+dir+", and that weft-node runs on this machine")
 	}
 	return nil
 }

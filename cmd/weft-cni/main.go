@@ -28,7 +28,7 @@ func main() {
 	}
 	skel.PluginMainFuncs(skel.CNIFuncs{
 		Add: command("ADD"), Del: command("DEL"), Check: command("CHECK"), GC: command("GC"), Status: command("STATUS"),
-	}, versions, "weft-cni: passes CNI calls to weftd, the agent of this machine")
+	}, versions, "weft-cni: passes CNI calls to weft-node, the agent of this machine")
 }
 
 // callLimit bounds one call. The runtime's own limit is four minutes at most
@@ -76,7 +76,7 @@ func away(command string, args *skel.CmdArgs, conf config, cause error) error {
 	case (command == "STATUS" || command == "ADD" && conf.plain()) && gone:
 		return handOver(conf.thin(), args.StdinData, cause)
 	case gone:
-		return types.NewError(types.ErrTryAgainLater, "weft's agent is away", cause.Error()+"; see that weftd runs on this machine (its DaemonSet, or weft up)")
+		return types.NewError(types.ErrTryAgainLater, "weft's agent is away", cause.Error()+"; see that weft-node runs on this machine (its DaemonSet)")
 	default:
 		return types.NewError(types.ErrTryAgainLater, "weft's agent did not answer", cause.Error())
 	}

@@ -165,7 +165,7 @@ func TestAgentAway(t *testing.T) {
 	for _, command := range []string{"ADD", "CHECK"} {
 		c := newCall(t, command)
 		c.config["prevResult"] = map[string]any{"cniVersion": "1.1.0"}
-		c.fails(t, 11, "weft's agent is away", "weftd")
+		c.fails(t, 11, "weft's agent is away", "weft-node")
 	}
 	// It waits for one that comes.
 	c := newCall(t, "ADD")

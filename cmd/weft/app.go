@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/instance"
 	"github.com/weftnet/weft/internal/local"
 	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/internal/version"
@@ -59,16 +60,16 @@ func group(use, short string) *cobra.Command {
 	}
 }
 
-func (a *app) instance() (local.Instance, error) {
+func (a *app) instance() (instance.Instance, error) {
 	root := a.root
 	if root == "" {
 		root = a.getenv("WEFT_ROOT")
 	}
-	return local.NewInstance(root)
+	return instance.New(root)
 }
 
 // client gives a client whose agent answers, and is of this version.
-func (a *app) client(ctx context.Context) (*local.Client, local.Instance, error) {
+func (a *app) client(ctx context.Context) (*local.Client, instance.Instance, error) {
 	in, err := a.instance()
 	if err != nil {
 		return nil, in, err

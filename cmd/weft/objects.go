@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/instance"
 	"github.com/weftnet/weft/internal/local"
 	"github.com/weftnet/weft/internal/store"
 )
@@ -269,7 +270,7 @@ func waitProcessGone(ctx context.Context, pid int) error {
 
 // purgeState deletes what the instance keeps on disk. Only files weft made are
 // removed by name, so that a --root that was somebody's directory keeps theirs.
-func purgeState(in local.Instance) error {
+func purgeState(in instance.Instance) error {
 	var errs []error
 	for _, path := range append(in.OwnPaths(), in.Run) {
 		errs = append(errs, os.RemoveAll(path))

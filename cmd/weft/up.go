@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/instance"
 	"github.com/weftnet/weft/internal/local"
 	"github.com/weftnet/weft/internal/store"
 )
@@ -101,7 +102,7 @@ func eachLine(prefix, text string) error {
 }
 
 // ensureAgent starts weftd unless one answers.
-func (a *app) ensureAgent(ctx context.Context, in local.Instance) error {
+func (a *app) ensureAgent(ctx context.Context, in instance.Instance) error {
 	client := local.NewClient(in)
 	if _, err := client.Info(ctx); !errors.Is(err, local.ErrNoAgent) {
 		return err
@@ -123,7 +124,7 @@ func (a *app) ensureAgent(ctx context.Context, in local.Instance) error {
 		return fmt.Errorf("open agent log: %w", err)
 	}
 	var args []string
-	if in.Tag != local.DefaultTag {
+	if in.Tag != instance.DefaultTag {
 		args = []string{"--root", in.State}
 	}
 	agent := exec.Command(program, args...) //nolint:gosec // our own binary
@@ -137,7 +138,7 @@ func (a *app) ensureAgent(ctx context.Context, in local.Instance) error {
 	return waitForAgent(ctx, client, in, exited, start)
 }
 
-func waitForAgent(ctx context.Context, client *local.Client, in local.Instance, exited <-chan error, logStart int64) error {
+func waitForAgent(ctx context.Context, client *local.Client, in instance.Instance, exited <-chan error, logStart int64) error {
 	deadline := time.After(agentStart)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()

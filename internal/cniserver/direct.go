@@ -145,7 +145,7 @@ var _ chain.Networks = noNetworks{}
 func (noNetworks) Definition(_ context.Context, namespace, name string) (*netattach.NetworkAttachmentDefinition, error) {
 	return nil, &hint.Error{
 		Field: "network", Value: namespace + "/" + name, Problem: "cannot be looked up: weft's agent is away", Err: ErrTryAgain,
-		Remedy: "see that weftd runs on this machine",
+		Remedy: "see that weft-node runs on this machine",
 	}
 }
 

@@ -87,6 +87,6 @@ func (r *Runtime) find() (string, error) {
 func problem(socket string, err error) error {
 	return &hint.Error{
 		Field: "container runtime", Value: socket, Problem: "does not tell which sandboxes it has", Err: err,
-		Remedy: fmt.Sprintf("see that it runs and has the CRI plugin, or give weftd its socket with --cri-socket (looked for: %v)", sockets),
+		Remedy: fmt.Sprintf("see that it runs and has the CRI plugin, or give weft-node its socket with --cri-socket (looked for: %v)", sockets),
 	}
 }

@@ -120,7 +120,7 @@ func (k *Kubelet) ask(ctx context.Context, method string) ([]byte, error) {
 func (k *Kubelet) problem(err error) error {
 	return &hint.Error{
 		Field: "kubelet's pod-resources API", Value: k.socket, Problem: "does not tell which devices the Pod holds", Err: err,
-		Remedy: "see that the kubelet of this node runs, and that weftd's --kubelet-dir is its --root-dir",
+		Remedy: "see that the kubelet of this node runs, and that weft-node's --kubelet-dir is its --root-dir",
 	}
 }
 

@@ -92,7 +92,7 @@ func (i *Installer) copyProgram(name string) error {
 	if err != nil {
 		return &hint.Error{
 			Field: "program", Value: filepath.Join(i.From, name), Problem: "cannot be read", Err: err,
-			Remedy: "keep " + strings.Join(Programs, " and ") + " beside weftd",
+			Remedy: "keep " + strings.Join(Programs, " and ") + " beside weft-node",
 		}
 	}
 	changed, err := replace(filepath.Join(i.BinDir, name), program, 0o755)

@@ -291,7 +291,7 @@ func TestPrograms(t *testing.T) {
 	if err := os.Remove(filepath.Join(n.From, "weft-cni")); err != nil {
 		t.Fatal(err)
 	}
-	if err := n.Prepare(); err == nil || !strings.Contains(err.Error(), "beside weftd") {
+	if err := n.Prepare(); err == nil || !strings.Contains(err.Error(), "beside weft-node") {
 		t.Errorf("without a program: %v", err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
+	"github.com/weftnet/weft/internal/instance"
 	"github.com/weftnet/weft/internal/store"
 	storelocal "github.com/weftnet/weft/internal/store/local"
 )
@@ -157,7 +158,7 @@ func TestDeleteTellsWhatStays(t *testing.T) {
 }
 
 func TestDefaultNetwork(t *testing.T) {
-	in, err := NewInstance(t.TempDir())
+	in, err := instance.New(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,17 +196,17 @@ func TestParseResolvConf(t *testing.T) {
 
 // TestInstanceNames: two roots share no name, and no Pod another's.
 func TestInstanceNames(t *testing.T) {
-	one, err := NewInstance("/srv/one")
+	one, err := instance.New("/srv/one")
 	if err != nil {
 		t.Fatal(err)
 	}
-	two, err := NewInstance("/srv/two")
+	two, err := instance.New("/srv/two")
 	if err != nil {
 		t.Fatal(err)
 	}
 	seen := map[string]string{}
 	long := strings.Repeat("n", 63) + "." + strings.Repeat("m", 180)
-	for _, in := range []Instance{one, two} {
+	for _, in := range []instance.Instance{one, two} {
 		for _, pod := range [][2]string{{"a", "b-c"}, {"a-b", "c"}, {"a", "b.c"}, {"a", long}, {"a", long + "x"}} {
 			path := in.NetNS(pod[0], pod[1])
 			if other, taken := seen[path]; taken || len(filepath.Base(path)) > 255 || !in.OwnsNetNS(filepath.Base(path)) {
@@ -218,7 +219,7 @@ func TestInstanceNames(t *testing.T) {
 		t.Error("an instance takes another's namespace for its own")
 	}
 	// The machine's own instance has the shortest tag.
-	whole, err := NewInstance("")
+	whole, err := instance.New("")
 	if err != nil || whole.OwnsNetNS(filepath.Base(one.NetNS("a", "b"))) {
 		t.Errorf("the default instance takes another's namespace for its own: %v", err)
 	}

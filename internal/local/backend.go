@@ -15,6 +15,7 @@ import (
 	"github.com/weftnet/weft/internal/agent"
 	"github.com/weftnet/weft/internal/controller"
 	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/instance"
 	"github.com/weftnet/weft/internal/launcher"
 	"github.com/weftnet/weft/internal/qemu"
 	"github.com/weftnet/weft/internal/store"
@@ -57,7 +58,7 @@ func texts(warnings []kubevirt.Warning) []string {
 // backend answers what the socket API asks beside objects.
 type backend struct {
 	*agent.Node
-	instance    Instance
+	instance    instance.Instance
 	store       store.Store
 	controllers *controller.Controllers
 	prune       func(ctx context.Context) ([]string, error)

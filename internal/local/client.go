@@ -14,6 +14,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"github.com/weftnet/weft/internal/instance"
 	"github.com/weftnet/weft/internal/status"
 	"github.com/weftnet/weft/internal/store"
 )
@@ -24,7 +25,7 @@ type Client struct {
 }
 
 // NewClient gives a client for the agent of in. It does not connect yet.
-func NewClient(in Instance) *Client {
+func NewClient(in instance.Instance) *Client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", in.Socket())

@@ -9,6 +9,7 @@ import (
 	"os"
 
 	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/instance"
 )
 
 // The built-in default network takes a /24 of defaultPool4 and a /64 of
@@ -21,7 +22,7 @@ var (
 // DefaultNetwork gives the CNI config of eth0: the instance's file, which the
 // user may replace by any CNI config, made first if there is none. routed are
 // the prefixes the host has routes for; the subnet chosen overlaps none.
-func DefaultNetwork(in Instance, routed []netip.Prefix) ([]byte, error) {
+func DefaultNetwork(in instance.Instance, routed []netip.Prefix) ([]byte, error) {
 	path := in.DefaultNetworkFile()
 	config, err := os.ReadFile(path)
 	if err == nil {
@@ -44,7 +45,7 @@ func DefaultNetwork(in Instance, routed []netip.Prefix) ([]byte, error) {
 	return config, nil
 }
 
-func builtinNetwork(in Instance, routed []netip.Prefix) ([]byte, error) {
+func builtinNetwork(in instance.Instance, routed []netip.Prefix) ([]byte, error) {
 	v4, v6, err := chooseSubnets(in.Tag, routed)
 	if err != nil {
 		return nil, err
@@ -83,7 +84,7 @@ func builtinNetwork(in Instance, routed []netip.Prefix) ([]byte, error) {
 // the instance, so that two of them rarely meet.
 func chooseSubnets(tag string, routed []netip.Prefix) (v4, v6 netip.Prefix, err error) {
 	start := 0
-	if tag != DefaultTag {
+	if tag != instance.DefaultTag {
 		start = 1 + int(sha256.Sum256([]byte(tag))[0])
 	}
 	for i := range 256 {

@@ -18,6 +18,7 @@ import (
 	"github.com/weftnet/weft/internal/dataplane"
 	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/image"
+	"github.com/weftnet/weft/internal/instance"
 	"github.com/weftnet/weft/internal/qemu"
 	"github.com/weftnet/weft/internal/record"
 	storelocal "github.com/weftnet/weft/internal/store/local"
@@ -27,7 +28,7 @@ import (
 
 // Options are what the agent of one machine is run with.
 type Options struct {
-	Instance Instance
+	Instance instance.Instance
 	// BinDirs are searched for foreign CNI plugins.
 	BinDirs []string
 	Accel   qemu.Accel
@@ -83,7 +84,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	node := agent.New(agent.Config{
 		Instance: in.Tag, Store: objects, Engine: engine, Records: records, Plane: plane, Images: images,
 		NetNS: in.NetNS, VMDir: in.VMDir, SandboxID: SandboxID, Accel: opt.Accel, DNS: readResolvConf,
-		OwnsNetNS: in.OwnsNetNS, NetNSDir: NetNSDir, Now: time.Now, Log: opt.Log,
+		OwnsNetNS: in.OwnsNetNS, NetNSDir: instance.NetNSDir, Now: time.Now, Log: opt.Log,
 	})
 	if err := node.Restore(ctx); err != nil {
 		return err
@@ -125,7 +126,7 @@ func runTasks(ctx context.Context, log *slog.Logger, tasks []controller.Task) er
 }
 
 // macSeed gives what tells this machine's made-up MACs from another's.
-func macSeed(in Instance) (string, error) {
+func macSeed(in instance.Instance) (string, error) {
 	id, err := os.ReadFile("/etc/machine-id")
 	if errors.Is(err, os.ErrNotExist) {
 		name, err := os.Hostname()

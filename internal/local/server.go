@@ -13,6 +13,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"github.com/weftnet/weft/internal/instance"
 	"github.com/weftnet/weft/internal/status"
 	"github.com/weftnet/weft/internal/store"
 )
@@ -28,7 +29,7 @@ type Backend interface {
 
 // Server answers the CLI on the instance's socket.
 type Server struct {
-	Instance Instance
+	Instance instance.Instance
 	Info     Info
 	Store    store.Store
 	Applier  *Applier

@@ -106,7 +106,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	}
 	a := &agent{log: opt.Log, node: opt.Node, socket: filepath.Join(opt.Run, "cni.sock"), boxes: map[store.Key]string{}, fresh: map[store.Key]fresh{}, watched: map[store.Key]*watched{}}
 	a.count = metrics.New(opt.Version, a.facts)
-	a.api, err = kube.Connect(opt.Kubeconfig, "weftd", a.count.Requested)
+	a.api, err = kube.Connect(opt.Kubeconfig, "weft-node", a.count.Requested)
 	if err != nil {
 		return err
 	}

@@ -49,7 +49,7 @@ func (l *lab) steps(body func(env string) (killed bool)) {
 	}
 }
 
-// TestAgentKilledInAdd kills weftd before each step of an ADD, its start
+// TestAgentKilledInAdd kills weft-node before each step of an ADD, its start
 // included. The runtime either asks for the same again, or gives the sandbox up
 // and makes another, as containerd does.
 func TestAgentKilledInAdd(t *testing.T) {
@@ -91,7 +91,7 @@ func TestAgentKilledInAdd(t *testing.T) {
 	}
 }
 
-// TestAgentKilledInDel kills weftd before each step of a DEL, and then once more
+// TestAgentKilledInDel kills weft-node before each step of a DEL, and then once more
 // at the same distance from its next start, when it does the DEL that weft-cni
 // kept.
 func TestAgentKilledInDel(t *testing.T) {

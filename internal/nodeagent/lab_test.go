@@ -31,7 +31,7 @@ import (
 
 func TestMain(m *testing.M) { kubelab.Main(m) }
 
-// programs are weftd with its failpoint, the CNI programs and a plugin that keeps
+// programs are weft-node with its failpoint, the CNI programs and a plugin that keeps
 // state, built once.
 var programs struct {
 	once sync.Once
@@ -40,7 +40,7 @@ var programs struct {
 
 func build(dir string) error {
 	for _, what := range [][]string{
-		{"-tags", "failpoint", "-o", dir + "/", "./cmd/weftd", "./cmd/weft-cni", "./cmd/weft-cni-thin"},
+		{"-tags", "failpoint", "-o", dir + "/", "./cmd/weft-node", "./cmd/weft-cni", "./cmd/weft-cni-thin"},
 		{"-o", dir + "/alpha", "./internal/chain/testdata/recorder"},
 	} {
 		cmd := exec.Command("go", append([]string{"build"}, what...)...)
@@ -111,7 +111,7 @@ func newLab(t *testing.T) *lab {
 		}
 		if t.Failed() {
 			text, _ := os.ReadFile(filepath.Join(dir, "log")) // none: it never began
-			t.Logf("weftd:\n%s", text[max(0, len(text)-8000):])
+			t.Logf("weft-node:\n%s", text[max(0, len(text)-8000):])
 		}
 		_ = linux.ReleaseNSDir(filepath.Join(dir, "ns")) // of a directory that goes
 	})
@@ -166,7 +166,7 @@ func (l *lab) start(env ...string) bool {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	l.agent = exec.Command("nsenter", "--net="+l.c.NetNS(), "--", filepath.Join(l.bin, "weftd"),
+	l.agent = exec.Command("nsenter", "--net="+l.c.NetNS(), "--", filepath.Join(l.bin, "weft-node"),
 		"--root", l.dir, "--node", "n1", "--kubeconfig", kubeconfig, "--cni-bin-dirs", l.bin, "--http-address", labWeb, "--pprof")
 	l.agent.Env = append(os.Environ(), env...)
 	log, err := os.OpenFile(filepath.Join(l.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)

@@ -16,7 +16,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/weftnet/weft/api/netattach"
-	"github.com/weftnet/weft/internal/local"
+	"github.com/weftnet/weft/internal/instance"
 	"github.com/weftnet/weft/test/kubelab"
 )
 
@@ -27,11 +27,11 @@ func (l *lab) thin() {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	instance, err := local.NewInstance(l.dir)
+	in, err := instance.New(l.dir)
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	l.plugin = fmt.Sprintf(`"type":"weft-cni-thin","instance":%q,"stateDir":%q,"runDir":%q,"kubeconfig":%q`, instance.Tag, instance.State, instance.Run, kubeconfig)
+	l.plugin = fmt.Sprintf(`"type":"weft-cni-thin","instance":%q,"stateDir":%q,"runDir":%q,"kubeconfig":%q`, in.Tag, in.State, in.Run, kubeconfig)
 }
 
 // TestThinIsLikeTheAgent: the same Pod attached by either has the same

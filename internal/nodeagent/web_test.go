@@ -71,7 +71,7 @@ func TestMetricsAndProbes(t *testing.T) {
 	if count := strings.Count(with, "\nweft_"); count > 500 {
 		t.Errorf("there are %d series", count)
 	}
-	l.is("/debug/pprof/cmdline", "200", "weftd")
+	l.is("/debug/pprof/cmdline", "200", "weft-node")
 
 	if err := l.c.Kill(kubelab.APIServer); err != nil {
 		t.Fatal(err)

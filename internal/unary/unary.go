@@ -2,7 +2,7 @@
 // have no arguments.
 //
 // Such a call is one HTTP/2 request, which net/http makes. google.golang.org/grpc
-// would add 9 MB to weftd and 5 MB to its memory at rest, and we ask three
+// would add 9 MB to weft-node and 5 MB to its memory at rest, and we ask three
 // questions.
 package unary
 

@@ -34,7 +34,7 @@ func image(t *testing.T) string {
 		t.Fatalf("image.sh: %v\n%s", err, out)
 	}
 	archive := filepath.Join(dir, "weft.tar")
-	if err := kubelab.Pack(archive, "docker.io/"+name, filepath.Join(dir, "root"), "/usr/bin/weftd"); err != nil {
+	if err := kubelab.Pack(archive, "docker.io/"+name, filepath.Join(dir, "root"), "/usr/bin/weft-node"); err != nil {
 		t.Fatal(err)
 	}
 	return archive

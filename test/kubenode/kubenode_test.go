@@ -93,7 +93,7 @@ func (w *world) startAgent(node *kubelab.Node) {
 
 func (w *world) startAgentWith(node *kubelab.Node, kubeconfig string) {
 	w.t.Helper()
-	cmd, err := node.Command(context.WithoutCancel(w.t.Context()), w.bin+"/weftd", "--node", node.Name, "--kubeconfig", kubeconfig, "--collect-after", "40s")
+	cmd, err := node.Command(context.WithoutCancel(w.t.Context()), w.bin+"/weft-node", "--node", node.Name, "--kubeconfig", kubeconfig, "--collect-after", "40s")
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -111,14 +111,14 @@ func (w *world) startAgentWith(node *kubelab.Node, kubeconfig string) {
 
 func (w *world) killAgent(node *kubelab.Node) {
 	w.t.Helper()
-	w.on(node, "pkill -9 -x weftd; while pgrep -x weftd >/dev/null; do sleep 0.05; done")
+	w.on(node, "pkill -9 -x weft-node; while pgrep -x weft-node >/dev/null; do sleep 0.05; done")
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	kubelab.Require(t)
 	bin := t.TempDir()
-	cmd := exec.Command("go", "build", "-o", bin+"/", "./cmd/weftd", "./cmd/weft-cni", "./cmd/weft-cni-thin")
+	cmd := exec.Command("go", "build", "-o", bin+"/", "./cmd/weft-node", "./cmd/weft-cni", "./cmd/weft-cni-thin")
 	cmd.Dir = machine.Tree()
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -129,7 +129,7 @@ func newWorld(t *testing.T) *world {
 		if t.Failed() {
 			for _, node := range w.c.Nodes() {
 				text, _ := os.ReadFile(filepath.Join(bin, node.Name+".log")) // none: it never began
-				t.Logf("weftd on %s:\n%s", node.Name, text)
+				t.Logf("weft-node on %s:\n%s", node.Name, text)
 			}
 		}
 	})

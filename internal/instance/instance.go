@@ -1,13 +1,11 @@
-// Package local runs weft on one Linux machine without Kubernetes: where an
-// instance keeps its state, how YAML becomes objects, the agent's socket API
-// for the CLI, and the few duties a kubelet has for a Pod that is only a
-// network sandbox.
-package local
+// Package instance says where one weft on a machine keeps its state, and by which
+// names its links, namespaces and tables are told from another's. It touches
+// none of them.
+package instance
 
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"path/filepath"
 	"strings"
 
@@ -32,8 +30,8 @@ type Instance struct {
 	State, Run string
 }
 
-// NewInstance gives the instance for root; empty root is the machine's own.
-func NewInstance(root string) (Instance, error) {
+// New gives the instance for root; empty root is the machine's own.
+func New(root string) (Instance, error) {
 	if root == "" {
 		return Instance{Tag: DefaultTag, State: "/var/lib/weft", Run: "/run/weft"}, nil
 	}
@@ -108,16 +106,6 @@ func (in Instance) DefaultBridge() netstate.IfName {
 	}
 	return netstate.IfName("weft" + strings.TrimPrefix(in.Tag, DefaultTag))
 }
-
-// SandboxID is the container id of a Pod's sandbox: one per Pod object, so that
-// a Pod deleted and made again under its name is another sandbox.
-func SandboxID(podUID string) string {
-	sum := sha256.Sum256([]byte("weft sandbox " + podUID))
-	return hex.EncodeToString(sum[:])
-}
-
-// ErrNoAgent means that nobody listens on the instance's socket.
-var ErrNoAgent = errors.New("no agent runs for this root")
 
 // OwnPaths lists everything weft makes below State.
 func (in Instance) OwnPaths() []string {

@@ -1,0 +1,84 @@
+// Command weft-node is the agent of one Kubernetes node: it answers the CNI calls
+// of the node's container runtime. It is a program of its own, beside weftd, so
+// that what only a machine without Kubernetes needs takes no node's memory.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/weftnet/weft/internal/install"
+	"github.com/weftnet/weft/internal/instance"
+	"github.com/weftnet/weft/internal/nodeagent"
+	"github.com/weftnet/weft/internal/version"
+)
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "weft-node: "+err.Error())
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	flags := flag.NewFlagSet("weft-node", flag.ContinueOnError)
+	node := flags.String("node", os.Getenv("NODE_NAME"), "name of this node in the cluster; without, that in NODE_NAME")
+	kubeconfig := flags.String("kubeconfig", "", "file with access to the cluster; without, the service account of the Pod weft-node runs in")
+	root := flags.String("root", os.Getenv("WEFT_ROOT"), "keep a whole instance apart under this directory")
+	binDirs := flags.String("cni-bin-dirs", "/opt/cni/bin:/usr/lib/cni", "directories with CNI plugins, colon-separated")
+	installs := flags.Bool("install", false, "keep weft's CNI programs in the first of --cni-bin-dirs, and its configuration in --cni-conf-dir")
+	confDir := flags.String("cni-conf-dir", "/etc/cni/net.d", "directory with the CNI configurations of the container runtime")
+	settings := flags.String("cni-settings", "", "with --install: file with keys for the configuration, such as one made for Multus")
+	hostRoot := flags.String("host-root", "", "where the node's files are, if weft-node runs in a container; foreign CNI plugins run there")
+	kubeletDir := flags.String("kubelet-dir", "/var/lib/kubelet", "directory of the node's kubelet (its --root-dir), which is asked for the devices of Pods")
+	criSocket := flags.String("cri-socket", "", "socket of the container runtime, which is asked for its sandboxes; without, where containerd, CRI-O and the like have it")
+	collectAfter := flags.Duration("collect-after", 0, "take back what a Pod's sandbox has that the container runtime has not known for this long (default 6m)")
+	web := flags.String("http-address", "", "where to serve /metrics, /healthz and /readyz, such as :10970")
+	profiles := flags.Bool("pprof", false, "with --http-address: serve /debug/pprof to 127.0.0.1")
+	level := flags.String("log-level", "info", "debug, info, warn or error")
+	showVersion := flags.Bool("version", false, "print the version")
+	if err := flags.Parse(os.Args[1:]); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return nil
+		}
+		return err
+	}
+	if *showVersion {
+		fmt.Println("weft-node " + version.Text)
+		return nil
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	var logLevel slog.Level
+	if err := logLevel.UnmarshalText([]byte(*level)); err != nil {
+		return fmt.Errorf("--log-level: %w", err)
+	}
+	in, err := instance.New(*root)
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: logLevel}))
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	dirs := strings.Split(*binDirs, ":")
+	opt := nodeagent.Options{
+		Kubeconfig: *kubeconfig, Node: *node, Instance: in.Tag, State: in.State, Run: in.Run, BinDirs: dirs, KubeletDir: *kubeletDir, CRISocket: *criSocket, CollectAfter: *collectAfter, HostRoot: *hostRoot, Web: *web, Profiles: *profiles, Version: version.Text, Log: log,
+	}
+	if *installs {
+		self, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("find weft's programs: %w", err)
+		}
+		opt.Install = &install.Installer{From: filepath.Dir(self), BinDir: dirs[0], ConfDir: *confDir, HostRoot: *hostRoot, Settings: *settings, Log: log}
+	}
+	return nodeagent.Run(ctx, opt)
+}
