@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/weftnet/weft/internal/netstate"
 	"github.com/weftnet/weft/internal/record"
 )
 
@@ -126,4 +127,17 @@ func (e *Engine) keeps(owner string, ids map[string]bool) bool {
 		return e.claims.claimsShared(name)
 	}
 	return owner != ownerMasquerade || len(e.claims.masquerade()) > 0
+}
+
+// MarkedFor says for which sandbox of an instance a link is marked, or that it is
+// one that sandboxes share.
+func MarkedFor(instance, alias string) (id string, shared bool) {
+	in, owner, ok := netstate.ParseAlias(alias)
+	if !ok || in != instance {
+		return "", false
+	}
+	if rest, ok := strings.CutPrefix(owner, ownerAttachment); ok {
+		id, _, _ = strings.Cut(rest, "/")
+	}
+	return id, strings.HasPrefix(owner, ownerShared)
 }

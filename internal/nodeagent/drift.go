@@ -19,9 +19,9 @@ import (
 
 // How often a Pod is looked at, on average, and how soon again when it differs:
 // the first time it may have been in the middle of a change. A look at four
-// networks costs a millisecond of CPU. The kernel could send news instead, but a
-// socket in each Pod's namespace would keep that from going, and one for all
-// namespaces wants CAP_NET_BROADCAST.
+// networks costs a millisecond of CPU. The kernel's news of the node's links bring
+// a look forward; of those in a Pod there are none, since a socket in each Pod's
+// namespace would keep that from going, and one for all wants CAP_NET_BROADCAST.
 const (
 	lookEvery    = 15 * time.Second
 	lookAgain    = time.Second
@@ -192,4 +192,17 @@ func (a *agent) forgetWatched(key store.Key) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.watched, key)
+}
+
+// attachedPods gives the Pods that have a sandbox: that one, if it is not empty.
+func (a *agent) attachedPods(sandbox string) []store.Key {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []store.Key
+	for key, id := range a.boxes {
+		if sandbox == "" || id == sandbox {
+			out = append(out, key)
+		}
+	}
+	return out
 }
