@@ -241,7 +241,7 @@ func (s *Store) Save(sandbox *Sandbox) error {
 		return err
 	}
 	sandbox.Version = Version
-	data, err := json.Marshal(sandbox)
+	data, err := encode(sandbox)
 	if err != nil {
 		return fmt.Errorf("encode record of sandbox %s: %w", sandbox.ID, err)
 	}
@@ -256,8 +256,8 @@ func (s *Store) Save(sandbox *Sandbox) error {
 	if err := writeFile(tmp, append(data, '\n'), sandbox.Durable); err != nil {
 		return err
 	}
-	if err := os.Rename(tmp, path); err != nil {
-		return errors.Join(fmt.Errorf("write record: %w", err), remove(tmp))
+	if err := unix.Rename(tmp, path); err != nil { // os.Rename looks for a directory first
+		return errors.Join(&os.LinkError{Op: "write record: rename", Old: tmp, New: path, Err: err}, remove(tmp))
 	}
 	if !sandbox.Durable {
 		return nil
@@ -274,7 +274,7 @@ const maxFile = 64 << 10
 // addLine adds a line to a file. false: it did not, because there is no file or
 // it would become too long.
 func addLine(path string, line []byte) (added bool, err error) {
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	file, err := openFile(path, unix.O_WRONLY|unix.O_APPEND)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -321,7 +321,7 @@ func lastLine(data []byte) []byte {
 }
 
 func writeFile(path string, data []byte, durable bool) (err error) {
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	file, err := openFile(path, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC)
 	if err != nil {
 		return unwritten(path, err)
 	}
@@ -343,6 +343,20 @@ func writeFile(path string, data []byte, durable bool) (err error) {
 		return unwritten(path, err)
 	}
 	return nil
+}
+
+// openFile is os.OpenFile without the runtime's poller, which cannot wait for a
+// file on a disk and takes five system calls to find that out.
+func openFile(path string, mode int) (*os.File, error) {
+	for {
+		fd, err := unix.Open(path, mode|unix.O_CLOEXEC, 0o600)
+		switch {
+		case err == nil:
+			return os.NewFile(uintptr(fd), path), nil
+		case !errors.Is(err, unix.EINTR):
+			return nil, &os.PathError{Op: "open", Path: path, Err: err}
+		}
+	}
 }
 
 func syncDir(path string) error {
