@@ -11,6 +11,7 @@ import (
 	"github.com/weftnet/weft/internal/dataplane"
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/kind"
+	"github.com/weftnet/weft/internal/linux"
 	"github.com/weftnet/weft/internal/netstate"
 	"github.com/weftnet/weft/internal/record"
 )
@@ -174,8 +175,10 @@ func (t *attaching) applyNative(ctx context.Context, group []*attachment) error 
 	if err != nil {
 		return err
 	}
+	seen := t.look.lastSeen()
 	for _, w := range group {
 		want = mergePlans(want, w.rec.Plan)
+		seen = append(seen, unmade(w.rec)...)
 		if len(w.out.Remove) > 0 {
 			last.Host.Addrs = append(last.Host.Addrs, w.out.Remove...)
 		}
@@ -188,7 +191,7 @@ func (t *attaching) applyNative(ctx context.Context, group []*attachment) error 
 		return err
 	}
 	applied := measure(t.Observe, "ADD", pluginOf(group), "apply")
-	facts, err := t.Dataplane.ReplaceIn(ctx, pod, last, want)
+	facts, err := t.Dataplane.ReplaceIn(ctx, pod, last, want, seen)
 	if err == nil && t.masquerades {
 		err = t.syncMasquerade(ctx)
 	}
@@ -208,6 +211,22 @@ func (t *attaching) applyNative(ctx context.Context, group []*attachment) error 
 		}
 	}
 	return t.step("applied")
+}
+
+// unmade gives the links of its own that an attachment is about to make on the
+// host, as not there: their names are made of the sandbox's, and where one is there
+// after all, the kernel says so.
+func unmade(rec *record.Attachment) []linux.Link {
+	if len(rec.Links) > 0 {
+		return nil
+	}
+	var out []linux.Link
+	for _, l := range rec.Plan.Host.Links {
+		if l.Presence == netstate.Owned {
+			out = append(out, linux.Link{Name: l.Name})
+		}
+	}
+	return out
 }
 
 // linksMade gives the links of a plan as they are in the kernel.

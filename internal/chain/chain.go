@@ -30,7 +30,7 @@ import (
 // Dataplane writes the kernel; *dataplane.Dataplane does.
 type Dataplane interface {
 	Replace(ctx context.Context, netns string, last, want netstate.Plan) (dataplane.Facts, error)
-	ReplaceIn(ctx context.Context, pod *linux.NS, last, want netstate.Plan) (dataplane.Facts, error)
+	ReplaceIn(ctx context.Context, pod *linux.NS, last, want netstate.Plan, seen []linux.Link) (dataplane.Facts, error)
 	Check(ctx context.Context, netns string, want netstate.Plan) ([]netstate.Op, error)
 	Delete(ctx context.Context, netns string, last netstate.Plan) error
 	Prune(ctx context.Context, keep func(owner string) bool) ([]string, error)

@@ -248,14 +248,14 @@ type flaky struct {
 	err error
 }
 
-func (f flaky) ReplaceIn(ctx context.Context, pod *linux.NS, last, want netstate.Plan) (dataplane.Facts, error) {
+func (f flaky) ReplaceIn(ctx context.Context, pod *linux.NS, last, want netstate.Plan, seen []linux.Link) (dataplane.Facts, error) {
 	*f.n--
 	if *f.n != 0 {
-		return f.Dataplane.ReplaceIn(ctx, pod, last, want)
+		return f.Dataplane.ReplaceIn(ctx, pod, last, want, seen)
 	}
 	half := want
 	half.Pod.Addrs, half.Pod.Routes, half.Pod.Sysctls, half.Host.Tables = nil, nil, nil, nil
-	if _, err := f.Dataplane.ReplaceIn(ctx, pod, last, half); err != nil {
+	if _, err := f.Dataplane.ReplaceIn(ctx, pod, last, half, seen); err != nil {
 		return dataplane.Facts{}, err
 	}
 	return dataplane.Facts{}, f.err

@@ -18,6 +18,8 @@ type look struct {
 	host    *linux.Conn
 	podPath string
 	pod     *linux.NS // nil until somebody looks there
+	// seen are links of the host, for who changes something next.
+	seen []linux.Link
 }
 
 func (e *Engine) look(podPath string) *look { return &look{host: e.Host, podPath: podPath} }
@@ -50,6 +52,13 @@ func (l *look) conn(side netstate.Side) (*linux.Conn, error) {
 		return nil, err
 	}
 	return ns.Route()
+}
+
+// lastSeen gives the links of the host that were looked at since it was last asked.
+func (l *look) lastSeen() []linux.Link {
+	seen := l.seen
+	l.seen = nil
+	return seen
 }
 
 // facts answers what a native kind needs to know. made are links of the Pod
@@ -92,6 +101,9 @@ func (l *look) find(q kind.Query, made []netstate.Link) (kind.Link, error) {
 	}
 	if err != nil {
 		return kind.Link{}, err
+	}
+	if q.Side == netstate.Host {
+		l.seen = append(l.seen, link)
 	}
 	out := kind.Link{Name: link.Name, Kind: link.Kind, MAC: link.MAC, MTU: link.MTU, Alias: link.Alias}
 	if !q.Addrs {

@@ -103,13 +103,18 @@ func (d *Dataplane) Replace(ctx context.Context, netns string, last, want netsta
 	return s.replace(ctx)
 }
 
-// ReplaceIn is Replace for a Pod's namespace that is open.
-func (d *Dataplane) ReplaceIn(ctx context.Context, pod *linux.NS, last, want netstate.Plan) (Facts, error) {
+// ReplaceIn is Replace for a Pod's namespace that is open. seen are links of the
+// host as they were a moment ago, those with index 0 not there: nobody looks again
+// unless the kernel says otherwise.
+func (d *Dataplane) ReplaceIn(ctx context.Context, pod *linux.NS, last, want netstate.Plan, seen []linux.Link) (Facts, error) {
 	s, err := d.openIn(pod, last, want)
 	if err != nil {
 		return Facts{}, err
 	}
 	defer s.close()
+	for _, l := range seen {
+		s.host.links[l.Name] = l
+	}
 	return s.replace(ctx)
 }
 

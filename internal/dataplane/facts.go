@@ -74,8 +74,6 @@ const (
 // settle waits until the addresses with Settle have passed duplicate address
 // detection.
 func (s *session) settle(ctx context.Context, v *view) error {
-	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
-	defer cancel()
 	for _, a := range s.want.At(v.side).Addrs {
 		if !a.Settle || a.NoDAD || !a.Prefix.Addr().Is6() {
 			continue
@@ -88,6 +86,8 @@ func (s *session) settle(ctx context.Context, v *view) error {
 }
 
 func settleOne(ctx context.Context, v *view, a netstate.Addr) error {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
 	l, err := v.link(a.Link)
 	if err != nil {
 		return fmt.Errorf("wait for address %s: %w", a.Prefix, err)
