@@ -90,14 +90,10 @@ func (c *Conn) Do(msgType uint16, flags int, payload ...nl.NetlinkRequestData) e
 	return c.exchange(msgType, flags|unix.NLM_F_ACK, payload, nil)
 }
 
-// Get sends a request that one message answers.
-func (c *Conn) Get(msgType uint16, payload ...nl.NetlinkRequestData) ([]byte, error) {
-	var answer []byte
-	err := c.exchange(msgType, 0, payload, func(data []byte) error {
-		answer = append([]byte(nil), data...)
-		return nil
-	})
-	return answer, err
+// Get sends a request that one message answers and passes that to f, whose
+// argument is only valid during the call.
+func (c *Conn) Get(msgType uint16, f func([]byte) error, payload ...nl.NetlinkRequestData) error {
+	return c.exchange(msgType, 0, payload, f)
 }
 
 // Dump sends a request that many messages answer and passes each to f, whose

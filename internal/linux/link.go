@@ -75,14 +75,18 @@ func (c *Conn) link(name netstate.IfName, index int) (Link, error) {
 	if name != "" {
 		payload = append(payload, nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(string(name))))
 	}
-	answer, err := c.Get(unix.RTM_GETLINK, payload...)
+	var l Link
+	err := c.Get(unix.RTM_GETLINK, func(answer []byte) (err error) {
+		l, err = parseLink(answer)
+		return err
+	}, payload...)
 	if errors.Is(err, unix.ENODEV) {
 		return Link{}, ErrNoLink
 	}
 	if err != nil {
 		return Link{}, fmt.Errorf("get link %s: %w", linkText(name, index), err)
 	}
-	return parseLink(answer)
+	return l, nil
 }
 
 func linkText(name netstate.IfName, index int) string {
