@@ -117,7 +117,8 @@ func BenchmarkEncode(b *testing.B) {
 		Network: "demo/n1", Interface: "net1", Stage: Attached, Kind: Native, NativeMain: true, Alias: alias,
 		Config:  json.RawMessage(`{"cniVersion":"1.0.0","name":"br0","plugins":[{"bridge":"br0","ipam":{"subnet":"10.70.0.0/16","type":"host-local"},"type":"bridge"}]}`),
 		CNIArgs: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "demo"}, {"K8S_POD_NAME", "a"}},
-		Plan: netstate.Plan{Alias: alias,
+		Plan: netstate.Plan{
+			Alias: alias,
 			Host: netstate.State{
 				Links:   []netstate.Link{{Name: "br0", Kind: "bridge", Presence: netstate.Shared}, {Name: "weft62f56e0e1bc", Kind: "veth", Group: 42, Master: "br0", Up: true}},
 				Sysctls: []netstate.Sysctl{{Path: "net/ipv6/conf/weft62f56e0e1bc/accept_ra", Value: "0"}},
