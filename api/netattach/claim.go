@@ -1,0 +1,127 @@
+package netattach
+
+import (
+	"encoding/json"
+	"fmt"
+)
+
+// API version and kind of an IPAMClaim.
+const (
+	ClaimAPIVersion = "k8s.cni.cncf.io/v1alpha1"
+	ClaimKind       = "IPAMClaim"
+)
+
+// ClaimCondition is the condition of a claim that tells about its addresses.
+const ClaimCondition = "IPsAllocated"
+
+// Reasons of ClaimCondition, as OVN-Kubernetes has them.
+const (
+	ClaimAllocated   = "SuccessfulAllocation"
+	ClaimExhausted   = "SubnetExhausted"
+	ClaimIPConflict  = "IPAddressConflict"
+	ClaimMACConflict = "MACAddressConflict"
+	ClaimFailed      = "InternalError"
+)
+
+// IPAMClaim is what weft uses of the object of that kind: addresses that outlive
+// the Pods that have them.
+type IPAMClaim struct {
+	Name, Namespace string
+	// UID and Revision as read.
+	UID, Revision string
+	Finalizers    []string
+	// Deleting: it goes when its finalizers have.
+	Deleting bool
+	// Network and Interface it was made for.
+	Network, Interface string
+	// IPs with prefix length. Once there, they are for the life of the claim.
+	IPs []string
+	// OwnerPod has the addresses now; empty: nobody.
+	OwnerPod   string
+	Conditions []Condition
+}
+
+// Condition is a condition of a Kubernetes object.
+type Condition struct {
+	Type    string `json:"type"`
+	Status  string `json:"status"`
+	Reason  string `json:"reason"`
+	Message string `json:"message"`
+	// ObservedGeneration is the metadata.generation it is about.
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// LastTransitionTime in the form of RFC 3339.
+	LastTransitionTime string `json:"lastTransitionTime"`
+}
+
+// ClaimFromObject reads an IPAMClaim from a decoded document.
+func ClaimFromObject(obj map[string]any) (*IPAMClaim, error) {
+	raw, err := json.Marshal(obj)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", ClaimKind, err)
+	}
+	var doc struct {
+		Metadata struct {
+			Name              string   `json:"name"`
+			Namespace         string   `json:"namespace"`
+			UID               string   `json:"uid"`
+			ResourceVersion   string   `json:"resourceVersion"`
+			Finalizers        []string `json:"finalizers"`
+			DeletionTimestamp string   `json:"deletionTimestamp"`
+		} `json:"metadata"`
+		Spec struct {
+			Network   string `json:"network"`
+			Interface string `json:"interface"`
+		} `json:"spec"`
+		Status claimStatus `json:"status"`
+	}
+	if err := json.Unmarshal(raw, &doc); err != nil {
+		return nil, fmt.Errorf("read %s %s/%s: %w", ClaimKind, doc.Metadata.Namespace, doc.Metadata.Name, err)
+	}
+	c := &IPAMClaim{
+		Name: doc.Metadata.Name, Namespace: doc.Metadata.Namespace, UID: doc.Metadata.UID, Revision: doc.Metadata.ResourceVersion,
+		Finalizers: doc.Metadata.Finalizers, Deleting: doc.Metadata.DeletionTimestamp != "",
+		Network: doc.Spec.Network, Interface: doc.Spec.Interface, IPs: doc.Status.IPs, Conditions: doc.Status.Conditions,
+	}
+	if doc.Status.OwnerPod != nil {
+		c.OwnerPod = doc.Status.OwnerPod.Name
+	}
+	return c, nil
+}
+
+type claimStatus struct {
+	IPs        []string     `json:"ips"`
+	OwnerPod   *claimHolder `json:"ownerPod,omitempty"`
+	Conditions []Condition  `json:"conditions,omitempty"`
+}
+
+type claimHolder struct {
+	Name string `json:"name"`
+}
+
+// StatusPatch gives what a merge patch of the claim's status is to hold: nothing
+// else of the object changes.
+func (c *IPAMClaim) StatusPatch() map[string]any {
+	ips := []any{} // required
+	for _, ip := range c.IPs {
+		ips = append(ips, ip)
+	}
+	status := map[string]any{"ips": ips, "ownerPod": nil}
+	if c.OwnerPod != "" {
+		status["ownerPod"] = map[string]any{"name": c.OwnerPod}
+	}
+	if len(c.Conditions) > 0 {
+		var list []any
+		for _, condition := range c.Conditions {
+			fields := map[string]any{
+				"type": condition.Type, "status": condition.Status, "reason": condition.Reason, "message": condition.Message,
+				"lastTransitionTime": condition.LastTransitionTime,
+			}
+			if condition.ObservedGeneration != 0 {
+				fields["observedGeneration"] = condition.ObservedGeneration
+			}
+			list = append(list, fields)
+		}
+		status["conditions"] = list
+	}
+	return map[string]any{"status": status}
+}
