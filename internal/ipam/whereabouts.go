@@ -97,6 +97,20 @@ func WhereaboutsScope(network string, pool netip.Prefix) Scope {
 	return scope
 }
 
+// ParseWhereaboutsScope is the inverse of WhereaboutsScope; ok is false for
+// scopes of other types.
+func ParseWhereaboutsScope(scope Scope) (network string, pool netip.Prefix, ok bool) {
+	rest, ok := strings.CutPrefix(string(scope), whereaboutsPrefix)
+	network, text, separate := strings.Cut(rest, "|")
+	if separate {
+		var err error
+		if pool, err = netip.ParsePrefix(text); err != nil {
+			return "", netip.Prefix{}, false
+		}
+	}
+	return network, pool, ok
+}
+
 const whereaboutsPrefix = "whereabouts:"
 
 // namedRange is a range, and where it stands in the document.
