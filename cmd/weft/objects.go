@@ -184,7 +184,7 @@ func anyIn(ctx context.Context, client *local.Client, namespace string) (*store.
 }
 
 func (a *app) downCommand() *cobra.Command {
-	var all, purge bool
+	var all, purge, force bool
 	cmd := &cobra.Command{
 		Use:   "down",
 		Short: "Take everything of this instance down and end its agent",
@@ -194,15 +194,18 @@ VirtualMachine and NetworkAttachmentDefinition objects stay, with the addresses 
 images: the next weft up brings the VMs back as they were. --all deletes the objects too; --all --purge also
 deletes images, disks and logs: nothing is left.`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.down(cmd.Context(), all, purge) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.down(cmd.Context(), local.DownRequest{All: all, Force: force}, purge)
+		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "delete every object as well")
+	cmd.Flags().BoolVar(&force, "force", false, "leave behind what a plugin refuses to take back, or one that is gone")
 	cmd.Flags().BoolVar(&purge, "purge", false, "with --all: delete images, disks and logs as well")
 	return cmd
 }
 
-func (a *app) down(ctx context.Context, all, purge bool) error {
-	if purge && !all {
+func (a *app) down(ctx context.Context, request local.DownRequest, purge bool) error {
+	if purge && !request.All {
 		return &hint.Error{Field: "--purge", Problem: "goes with --all only", Remedy: "write weft down --all --purge to delete everything"}
 	}
 	if err := requireRoot(); err != nil {
@@ -229,7 +232,7 @@ func (a *app) down(ctx context.Context, all, purge bool) error {
 	if err != nil {
 		return err
 	}
-	reply, err := client.Down(ctx, all)
+	reply, err := client.Down(ctx, request)
 	if err != nil {
 		return err
 	}

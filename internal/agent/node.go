@@ -14,6 +14,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -63,6 +64,8 @@ type Node struct {
 	cfg     Config
 	pods    *reconcile.Loop
 	keepers []*keeper
+	// abandons: what plugins refuse to take back no longer keeps a Pod.
+	abandons atomic.Bool
 
 	// mu guards what follows.
 	mu       sync.Mutex
@@ -81,6 +84,20 @@ func New(cfg Config) *Node {
 	n.pods = reconcile.NewLoop("pods", workers, cfg.Log, n.reconcilePod)
 	n.keepers = n.keepersOf()
 	return n
+}
+
+// Abandon lets Pods end from here on though a plugin refuses to take back what it
+// did; see chain.Engine.Abandon.
+func (n *Node) Abandon(ctx context.Context) error {
+	n.abandons.Store(true)
+	pods, _, err := n.cfg.Store.List(ctx, podKind, store.Selector{})
+	if err != nil {
+		return fmt.Errorf("list Pods: %w", err)
+	}
+	for _, pod := range pods {
+		n.pods.Add(store.KeyOf(pod)) // instead of when its next try is due
+	}
+	return nil
 }
 
 // String names the task.

@@ -134,7 +134,11 @@ func (n *Node) removeSandbox(ctx context.Context, pod *store.Object) error {
 			return err
 		}
 	}
-	if err := n.cfg.Engine.Del(ctx, n.cfg.SandboxID(string(pod.GetUID()))); err != nil {
+	del := n.cfg.Engine.Del
+	if n.abandons.Load() {
+		del = n.cfg.Engine.Abandon
+	}
+	if err := del(ctx, n.cfg.SandboxID(string(pod.GetUID()))); err != nil {
 		return err
 	}
 	return linux.DeleteNS(n.cfg.NetNS(pod.GetNamespace(), pod.GetName()))

@@ -328,7 +328,7 @@ func (e *Engine) present(ctx context.Context, req Request) (*record.Sandbox, err
 		}
 	}
 	e.Log.Info("undoing what is left of an earlier attachment", "sandbox", req.ID)
-	if err := e.undoAll(ctx, box); err != nil {
+	if err := e.undoAll(ctx, box, false); err != nil {
 		return nil, fmt.Errorf("undo what is left of sandbox %s: %w", req.ID, err)
 	}
 	return nil, nil

@@ -20,7 +20,13 @@ import (
 // Del takes a sandbox off all its networks, from the record alone. Its network
 // namespace may be gone. It goes on after an error, and the record stays until
 // all is gone; a sandbox without a record is success.
-func (e *Engine) Del(ctx context.Context, id string) error {
+func (e *Engine) Del(ctx context.Context, id string) error { return e.del(ctx, id, false) }
+
+// Abandon is Del for plugins that cannot be asked any more: what one refuses to take
+// back is logged and left where it is, and everything of weft's own goes.
+func (e *Engine) Abandon(ctx context.Context, id string) error { return e.del(ctx, id, true) }
+
+func (e *Engine) del(ctx context.Context, id string, abandons bool) error {
 	unlock, err := e.Records.Lock(ctx, id)
 	if err != nil {
 		return err
@@ -30,14 +36,14 @@ func (e *Engine) Del(ctx context.Context, id string) error {
 	if box == nil || err != nil {
 		return err
 	}
-	return e.undoAll(ctx, box)
+	return e.undoAll(ctx, box, abandons)
 }
 
-func (e *Engine) undoAll(ctx context.Context, box *record.Sandbox) error {
+func (e *Engine) undoAll(ctx context.Context, box *record.Sandbox, abandons bool) error {
 	if len(box.Attachments) == 0 {
 		return e.forget(box)
 	}
-	return e.undo(ctx, box, slices.Clone(box.Attachments))
+	return e.undoWith(ctx, &undoing{box: box, abandons: abandons}, slices.Clone(box.Attachments))
 }
 
 // forget removes the record of a sandbox that has nothing left.
@@ -49,6 +55,11 @@ func (e *Engine) forget(box *record.Sandbox) error {
 // undo takes some attachments of a sandbox back, the last one first, and out of
 // its record. Those that resist stay in it with the reason.
 func (e *Engine) undo(ctx context.Context, box *record.Sandbox, list []*record.Attachment) error {
+	return e.undoWith(ctx, &undoing{box: box}, list)
+}
+
+func (e *Engine) undoWith(ctx context.Context, u *undoing, list []*record.Attachment) error {
+	box := u.box
 	if err := e.step("detaching"); err != nil {
 		return err
 	}
@@ -62,7 +73,7 @@ func (e *Engine) undo(ctx context.Context, box *record.Sandbox, list []*record.A
 		// leave a record that says attached, and the next DEL works from that.
 		e.Log.Error("record of what is being detached; going on", "sandbox", box.ID, "err", err)
 	}
-	u := &undoing{Engine: e, box: box, rebooted: box.BootID != e.BootID, failed: map[*record.Attachment][]error{}}
+	u.Engine, u.rebooted, u.failed = e, box.BootID != e.BootID, map[*record.Attachment][]error{}
 	u.gone = u.rebooted || namespaceGone(box.NetNS)
 	if err := u.run(ctx, list); err != nil {
 		return err // killed
@@ -76,15 +87,26 @@ type undoing struct {
 	box *record.Sandbox
 	// rebooted: no kernel state of ours is left. gone: the namespace is not there.
 	rebooted, gone bool
-	failed         map[*record.Attachment][]error
-	shared         []sharedLink
-	masqueraded    bool
+	// abandons: a plugin's refusal keeps nothing.
+	abandons    bool
+	failed      map[*record.Attachment][]error
+	shared      []sharedLink
+	masqueraded bool
 }
 
 func (u *undoing) fail(a *record.Attachment, err error) {
 	if err != nil {
 		u.failed[a] = append(u.failed[a], err)
 	}
+}
+
+// refused is fail for what a plugin could not be brought to do.
+func (u *undoing) refused(a *record.Attachment, err error) {
+	if err == nil || !u.abandons {
+		u.fail(a, err)
+		return
+	}
+	u.Log.Warn("what a plugin did is left behind", "sandbox", u.box.ID, "interface", a.Interface, "network", a.Network, "err", err)
 }
 
 // run undoes in reverse order. Native links are deleted together, which costs
@@ -120,7 +142,7 @@ func (u *undoing) run(ctx context.Context, list []*record.Attachment) error {
 func (u *undoing) foreign(ctx context.Context, a *record.Attachment) error {
 	conf, err := netattach.ParseConfig(a.Config, a.Network)
 	if err != nil {
-		u.fail(a, fmt.Errorf("read recorded config of %s: %w", a.Interface, err))
+		u.refused(a, fmt.Errorf("read recorded config of %s: %w", a.Interface, err))
 		return nil
 	}
 	u.fail(a, u.putBack(ctx, a))
@@ -136,13 +158,13 @@ func (u *undoing) foreign(ctx context.Context, a *record.Attachment) error {
 		if err := u.step("del " + conf.Plugins[i].Type); err != nil {
 			return err
 		}
-		u.fail(a, u.del(ctx, a, conf, &conf.Plugins[i], conf.Plugins[i].Type, prev))
+		u.refused(a, u.ask(ctx, a, conf, &conf.Plugins[i], conf.Plugins[i].Type, prev))
 	}
 	if a.IPAM != "" {
 		if err := u.step("del " + a.IPAM); err != nil {
 			return err
 		}
-		u.fail(a, u.del(ctx, a, conf, &conf.Plugins[0], a.IPAM, nil))
+		u.refused(a, u.ask(ctx, a, conf, &conf.Plugins[0], a.IPAM, nil))
 	}
 	return nil
 }
@@ -175,7 +197,8 @@ func (u *undoing) putBack(ctx context.Context, a *record.Attachment) error {
 	return nil
 }
 
-func (u *undoing) del(ctx context.Context, a *record.Attachment, conf *netattach.NetConf, p *netattach.PluginConf, plugin string, prev *cni.Result) error {
+// ask calls DEL of one plugin.
+func (u *undoing) ask(ctx context.Context, a *record.Attachment, conf *netattach.NetConf, p *netattach.PluginConf, plugin string, prev *cni.Result) error {
 	if !carriesPrevResult(conf.CNIVersion) {
 		prev = nil
 	}

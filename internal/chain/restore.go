@@ -58,7 +58,7 @@ func (e *Engine) restore(ctx context.Context, id string) error {
 	}
 	if box.BootID != e.BootID {
 		e.Log.Info("undoing a sandbox of an earlier boot", "sandbox", id)
-		return e.undoAll(ctx, box)
+		return e.undoAll(ctx, box, false)
 	}
 	var half []*record.Attachment
 	for _, a := range box.Attachments {

@@ -66,6 +66,8 @@ type ExecReply struct {
 // happens to files is the CLI's business, once the agent has ended.
 type DownRequest struct {
 	All bool `json:"all"`
+	// Force leaves behind what plugins refuse to take back.
+	Force bool `json:"force"`
 }
 
 // DownReply says what was taken down and what stayed.

@@ -150,14 +150,22 @@ func (b *backend) VMAction(ctx context.Context, key store.Key, action string) er
 // downPatience bounds how long down waits for guests to shut down.
 const downPatience = 5 * time.Minute
 
+// refusedPatience bounds how long down lets a plugin refuse to take back what it did.
+const refusedPatience = 20 * time.Second
+
 // Down stops every VM and Pod and removes what they have.
-func (b *backend) Down(ctx context.Context, all bool) (DownReply, error) {
+func (b *backend) Down(ctx context.Context, request DownRequest) (DownReply, error) {
 	b.controllers.Stop()
+	if request.Force {
+		if err := b.Abandon(ctx); err != nil {
+			return DownReply{}, err
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, downPatience)
 	defer cancel()
 	var reply DownReply
 	kinds := []schema.GroupVersionKind{VMI, Pod}
-	if all {
+	if request.All {
 		kinds = []schema.GroupVersionKind{VM, VMI, Pod, NAD, IPAMClaim, Identity, Namespace}
 	}
 	for _, gvk := range kinds {
@@ -168,7 +176,7 @@ func (b *backend) Down(ctx context.Context, all bool) (DownReply, error) {
 		reply.Removed = append(reply.Removed, names...)
 	}
 	for _, gvk := range []schema.GroupVersionKind{VMI, Pod} {
-		if err := b.awaitNone(ctx, gvk); err != nil {
+		if err := b.awaitNone(ctx, gvk, request.Force); err != nil {
 			return reply, err
 		}
 	}
@@ -202,9 +210,10 @@ func (b *backend) deleteAll(ctx context.Context, gvk schema.GroupVersionKind) ([
 	return names, errors.Join(errs...)
 }
 
-func (b *backend) awaitNone(ctx context.Context, gvk schema.GroupVersionKind) error {
+func (b *backend) awaitNone(ctx context.Context, gvk schema.GroupVersionKind, force bool) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
+	refused := time.Time{}
 	for {
 		left, _, err := b.store.List(ctx, gvk, store.Selector{})
 		if err != nil && ctx.Err() == nil {
@@ -213,17 +222,38 @@ func (b *backend) awaitNone(ctx context.Context, gvk schema.GroupVersionKind) er
 		if err == nil && len(left) == 0 {
 			return nil
 		}
+		if force || !slices.ContainsFunc(left, detachFailed) {
+			refused = time.Time{}
+		} else if refused.IsZero() {
+			refused = time.Now()
+		}
+		switch {
+		case ctx.Err() != nil:
+			return errors.Join(notGone(gvk, left), ctx.Err())
+		case !refused.IsZero() && time.Since(refused) > refusedPatience:
+			return &hint.Error{
+				Problem: "what plugins did could not be taken back", Err: notGone(gvk, slices.DeleteFunc(left, func(obj *store.Object) bool { return !detachFailed(obj) })),
+				Remedy: "mend what the plugins say and run weft down again, or weft down --force to leave behind what they did",
+			}
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			var errs []error
-			for _, obj := range left {
-				_, why := Condition(obj, "Terminating")
-				errs = append(errs, fmt.Errorf("%s %s is not gone: %s", gvk.Kind, store.KeyOf(obj), why))
-			}
-			return errors.Join(append(errs, ctx.Err())...)
 		}
 	}
+}
+
+func detachFailed(obj *store.Object) bool {
+	return ConditionReason(obj, "Terminating") == "DetachFailed"
+}
+
+func notGone(gvk schema.GroupVersionKind, left []*store.Object) error {
+	var errs []error
+	for _, obj := range left {
+		_, why := Condition(obj, "Terminating")
+		errs = append(errs, fmt.Errorf("%s %s is not gone: %s", gvk.Kind, store.KeyOf(obj), why))
+	}
+	return errors.Join(errs...)
 }
 
 // kept says what stays on disk.

@@ -116,9 +116,9 @@ func (c *Client) VMAction(ctx context.Context, key store.Key, action string) err
 }
 
 // Down takes the instance down; the agent ends after its answer.
-func (c *Client) Down(ctx context.Context, all bool) (DownReply, error) {
+func (c *Client) Down(ctx context.Context, request DownRequest) (DownReply, error) {
 	var reply DownReply
-	return reply, c.call(ctx, http.MethodPost, "/v1/down", DownRequest{All: all}, &reply)
+	return reply, c.call(ctx, http.MethodPost, "/v1/down", request, &reply)
 }
 
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {

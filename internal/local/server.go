@@ -24,7 +24,7 @@ type Backend interface {
 	DomainXML(ctx context.Context, key store.Key) (string, error)
 	GuestExec(ctx context.Context, key store.Key, command []string) (ExecReply, error)
 	VMAction(ctx context.Context, key store.Key, action string) error
-	Down(ctx context.Context, all bool) (DownReply, error)
+	Down(ctx context.Context, request DownRequest) (DownReply, error)
 }
 
 // Server answers the CLI on the instance's socket.
@@ -208,7 +208,7 @@ func (s *Server) down(w http.ResponseWriter, r *http.Request) error {
 	if err := json.NewDecoder(r.Body).Decode(&request); err != nil {
 		return fmt.Errorf("read request: %w", err)
 	}
-	reply, err := s.Backend.Down(r.Context(), request.All)
+	reply, err := s.Backend.Down(r.Context(), request)
 	if err != nil {
 		return err
 	}

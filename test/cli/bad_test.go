@@ -283,6 +283,36 @@ spec: {config: '{"cniVersion": "1.0.0", "type": "weft-test-lie"}'}
 	}
 }
 
+// TestPluginGone: down says that a plugin is missing which has something to take
+// back, and leaves that behind when it is told to.
+func TestPluginGone(t *testing.T) {
+	t.Parallel()
+	bin := plugins(t) // first: it has to outlast the machine
+	m := machine.New(t)
+	m.StartAgent("--cni-bin-dirs", bin+":/usr/lib/cni")
+	const lie = `apiVersion: k8s.cni.cncf.io/v1
+kind: NetworkAttachmentDefinition
+metadata: {name: lie}
+spec: {config: '{"cniVersion": "1.0.0", "type": "weft-test-lie"}'}
+---
+`
+	if _, stderr, code := m.Run(lie+pod("a", "lie"), "up", "-f", "-"); code != 0 {
+		t.Fatal(stderr)
+	}
+	if err := os.Remove(filepath.Join(bin, "weft-test-lie")); err != nil {
+		t.Fatal(err)
+	}
+	_, stderr, code := m.Run("", "down")
+	for _, want := range []string{"weft: what plugins did could not be taken back: Pod default/a is not gone: ", `"weft-test-lie"`, "or weft down --force to leave behind what they did\n"} {
+		if code != 1 || !strings.Contains(stderr, want) {
+			t.Errorf("exit code %d, want 1 and %q\n%s", code, want, stderr)
+		}
+	}
+	if stdout, stderr, code := m.Run("", "down", "--force"); code != 0 {
+		t.Errorf("exit code %d, want 0\n%s%s", code, stdout, stderr)
+	}
+}
+
 // TestNoMaster: a macvlan network without a master stands on the link of the
 // default route. A machine without one has to be told.
 func TestNoMaster(t *testing.T) {
