@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 
 	"github.com/weftnet/weft/internal/netstate"
@@ -12,8 +13,11 @@ import (
 // stopBefore makes the n-th write to the kernel, counted from 0, stop the run;
 // it tells the steps seen.
 func (l *lab) stopBefore(n int) *[]string {
+	var mu sync.Mutex // guards seen: links of both sides go at the same time
 	var seen []string
 	l.beforeStep = func(step string) error {
+		mu.Lock()
+		defer mu.Unlock()
 		seen = append(seen, step)
 		if len(seen) == n+1 {
 			return errStopped

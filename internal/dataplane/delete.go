@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -14,37 +15,36 @@ import (
 	"github.com/weftnet/weft/internal/nft"
 )
 
-// delLinks deletes links of one namespace.
-func (s *session) delLinks(v *view, have *netstate.State, ops []netstate.Op) error {
-	var links []linux.Link
+// delLinks deletes links of both sides. The kernel waits for each side apart, so
+// neither waits for the other here.
+func (s *session) delLinks(have netstate.Plan, ops []netstate.Op) error {
+	links := map[netstate.Side][]linux.Link{}
 	for _, op := range ops {
-		l, err := v.link(have.Links[op.Index].Name)
+		v, err := s.at(op.Side)
+		if err != nil {
+			return err
+		}
+		l, err := v.link(have.At(op.Side).Links[op.Index].Name)
 		if errors.Is(err, linux.ErrNoLink) {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		links = append(links, l)
+		links[op.Side] = append(links[op.Side], l)
 	}
-	for _, l := range links {
-		v.changed(l.Name)
+	s.forget() // the other ends of veth pairs go along
+	if len(links[netstate.Pod]) == 0 {
+		return s.d.remover.remove(links[netstate.Host])
 	}
-	if other := s.otherOf(v); other != nil {
-		clear(other.links) // ends of veth pairs go along
-		other.complete = false
+	var host error
+	var group sync.WaitGroup
+	if len(links[netstate.Host]) > 0 {
+		group.Go(func() { host = s.d.remover.remove(links[netstate.Host]) })
 	}
-	if v == s.host {
-		return s.d.remover.remove(links)
-	}
-	return deleteTogether(v.conn, links, s.step)
-}
-
-func (s *session) otherOf(v *view) *view {
-	if v == s.host {
-		return s.pod
-	}
-	return s.host
+	pod := deleteTogether(s.pod.conn, links[netstate.Pod], s.step)
+	group.Wait()
+	return errors.Join(host, pod)
 }
 
 // deleteTogether deletes links that were seen to be ours: all in one go, for which

@@ -26,7 +26,12 @@ func (s *session) run(ctx context.Context, have netstate.Plan, ops []netstate.Op
 			return errors.Join(append(errs, fmt.Errorf("%s: %w", ops[i], err))...)
 		}
 		n := batch(ops[i:])
-		err := s.runBatch(have, ops[i:i+n])
+		var err error
+		if ops[i].Verb == netstate.DelLink {
+			err = s.delLinks(have, ops[i:i+n])
+		} else {
+			err = s.runBatch(have, ops[i:i+n])
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", ops[i], err))
 			if !ops[i].Deletes() || errors.Is(err, errStopped) {
@@ -39,7 +44,7 @@ func (s *session) run(ctx context.Context, have netstate.Plan, ops []netstate.Op
 }
 
 // batch gives how many of the first operations are carried out together: the
-// deletions of links of one side, the tables of one side.
+// deletions of links, the tables of one side.
 func batch(ops []netstate.Op) int {
 	switch ops[0].Verb {
 	case netstate.DelLink, netstate.SetTable, netstate.DelTable, netstate.SetSysctl:
@@ -47,7 +52,7 @@ func batch(ops []netstate.Op) int {
 		return 1
 	}
 	n := 1
-	for n < len(ops) && ops[n].Verb == ops[0].Verb && ops[n].Side == ops[0].Side {
+	for n < len(ops) && ops[n].Verb == ops[0].Verb && (ops[n].Side == ops[0].Side || ops[n].Verb == netstate.DelLink) {
 		n++
 	}
 	return n
@@ -67,8 +72,6 @@ func (s *session) runBatch(have netstate.Plan, ops []netstate.Op) error {
 		return s.setTables(v, h, w, ops)
 	case netstate.SetSysctl:
 		return s.setSysctls(v, h, w, ops)
-	case netstate.DelLink:
-		return s.delLinks(v, h, ops)
 	case netstate.DelRule:
 		return s.rule(v, unix.RTM_DELRULE, 0, h.Rules[op.Index])
 	case netstate.DelRoute:
