@@ -54,6 +54,8 @@ func TestAllocate(t *testing.T) {
 		{name: "requested", conf: withIPs(dual, "fd00::77", "10.0.0.5/24"), want: []string{"10.0.0.5/29 via 10.0.0.1", "fd00::77/64 via fd00::1"}},
 		{name: "requested twice the same by two ways", conf: withIPs(dual, "10.0.0.5"), cniArgs: "IP=10.0.0.5", want: []string{"10.0.0.5/29 via 10.0.0.1", "fd00::10/64 via fd00::1"}},
 		{name: "second range of a set", conf: `{"type": "host-local", "ranges": [[{"subnet": "10.0.0.0/30"}, {"subnet": "10.9.0.0/30"}]]}`, holds: []string{"10.0.0.2"}, want: []string{"10.9.0.2/30 via 10.9.0.1"}},
+		{name: "a request makes room for one that fits fewer ranges", conf: withIPs(`{"type": "whereabouts", "range": "10.0.0.0/24", "ipRanges": [{"range": "10.0.0.0/25"}, {"range": "10.0.0.0/26"}]}`, "10.0.0.5", "10.0.0.100", "10.0.0.200"), want: []string{"10.0.0.200/24", "10.0.0.100/25", "10.0.0.5/26"}},
+		{name: "two of the same range", conf: withIPs(`{"type": "whereabouts", "range": "10.0.0.0/24", "ipRanges": [{"range": "10.0.0.0/24"}]}`, "10.0.0.7", "10.0.0.5"), want: []string{"10.0.0.7/24", "10.0.0.5/24"}},
 		{name: "capability ipRanges come first", conf: `{"name": "n", "ipam": {"type": "host-local", "subnet": "10.0.0.0/24"}, "runtimeConfig": {"ipRanges": [[{"subnet": "10.8.0.0/24"}]]}}`, want: []string{"10.8.0.2/24 via 10.8.0.1", "10.0.0.2/24 via 10.0.0.1"}},
 		{name: "same range twice gives two", conf: `{"type": "whereabouts", "range": "10.0.0.0/24", "ipRanges": [{"range": "10.0.0.0/24"}]}`, want: []string{"10.0.0.1/24", "10.0.0.2/24"}},
 		{name: "gateway to its own family", conf: `{"type": "whereabouts", "range": "10.0.0.0/24", "ipRanges": [{"range": "fd00::/64"}], "gateway": "10.0.0.1"}`, want: []string{"10.0.0.2/24 via 10.0.0.1", "fd00::1/64"}},
