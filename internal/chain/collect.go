@@ -17,21 +17,24 @@ func (e *Engine) Collect(ctx context.Context, strays map[string]bool) ([]string,
 	if err != nil {
 		return nil, err
 	}
-	var gone []string
+	var ending, gone []string
 	var errs []error
 	for _, id := range ids {
 		box, err := e.Records.Load(id)
-		if errors.Is(err, record.ErrNotFound) || err == nil && !deserted(box.NetNS) && !strays[id] {
-			continue
-		}
-		if err == nil {
-			err = e.Del(ctx, id)
-		}
-		if err != nil {
+		switch {
+		case errors.Is(err, record.ErrNotFound):
+		case err != nil:
 			errs = append(errs, fmt.Errorf("collect sandbox %s: %w", id, err))
+		case deserted(box.NetNS) || strays[id]:
+			ending = append(ending, id)
+		}
+	}
+	for i, err := range e.DelAll(ctx, ending) {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("collect sandbox %s: %w", ending[i], err))
 			continue
 		}
-		gone = append(gone, id)
+		gone = append(gone, ending[i])
 	}
 	return gone, errors.Join(errs...)
 }

@@ -13,7 +13,7 @@ import (
 // Restore puts things right after a restart, before anything else is asked of
 // the engine: attachments that were being made or unmade are undone; after a
 // reboot everything is, foreign plugins by DEL with the config they were called
-// with; and whatever on the host bears our mark without a record goes. Records
+// with, and several sandboxes at a time; and whatever on the host bears our mark without a record goes. Records
 // that could not be read are in the error. One that resists is told of in the
 // error as well and stays; the others are dealt with all the same.
 func (e *Engine) Restore(ctx context.Context) error {
@@ -23,14 +23,13 @@ func (e *Engine) Restore(ctx context.Context) error {
 	}
 	var errs []error
 	unread := map[string]bool{}
-	for _, id := range ids {
-		err := e.restore(ctx, id)
+	for i, err := range several(ids, func(id string) error { return e.restore(ctx, id) }) {
 		if errors.Is(err, errKilled) {
 			return err
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("restore sandbox %s: %w", id, err))
-			unread[id] = true
+			errs = append(errs, fmt.Errorf("restore sandbox %s: %w", ids[i], err))
+			unread[ids[i]] = true
 		}
 	}
 	if err := e.sweep(ctx, unread); err != nil {

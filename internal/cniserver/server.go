@@ -375,14 +375,29 @@ func (s *Server) drain(ctx context.Context) {
 	}
 	s.keptAre(len(files))
 	undone := map[string]string{}
-	for _, path := range files {
-		err := s.drainOne(ctx, path)
-		if err == nil {
-			continue
-		}
+	failed := func(path string, err error) {
 		if undone[path] = err.Error(); undone[path] != s.undone[path] && ctx.Err() == nil {
 			s.cfg.Log.Error("a DEL that was left while no agent ran; it is tried again", "path", path, "err", err)
 		}
+	}
+	var paths, ids []string
+	for _, path := range files {
+		id, err := keptDel(path)
+		if err != nil {
+			failed(path, err)
+			continue
+		}
+		paths, ids = append(paths, path), append(ids, id)
+	}
+	for i, err := range s.cfg.Engine.DelAll(ctx, ids) {
+		if err == nil {
+			err = os.Remove(paths[i])
+		}
+		if err != nil {
+			failed(paths[i], err)
+			continue
+		}
+		s.cfg.Log.Info("did a DEL that was left while no agent ran", "sandbox", ids[i])
 	}
 	s.undone = undone
 	s.keptAre(len(undone))
@@ -394,26 +409,20 @@ func (s *Server) keptAre(count int) {
 	s.kept = count
 }
 
-func (s *Server) drainOne(ctx context.Context, path string) error {
+// keptDel reads which sandbox a DEL that was left is about.
+func keptDel(path string) (id string, err error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return fmt.Errorf("read: %w", err)
+		return "", fmt.Errorf("read: %w", err)
 	}
 	var request cniwire.Request
 	if err := json.Unmarshal(text, &request); err != nil {
-		return fmt.Errorf("decode: %w", err)
+		return "", fmt.Errorf("decode: %w", err)
 	}
 	if request.Command != "DEL" || request.ContainerID == "" {
-		return fmt.Errorf("is a %q of sandbox %q, not a DEL", request.Command, request.ContainerID)
+		return "", fmt.Errorf("is a %q of sandbox %q, not a DEL", request.Command, request.ContainerID)
 	}
-	if err := s.cfg.Engine.Del(ctx, request.ContainerID); err != nil {
-		return err
-	}
-	if err := os.Remove(path); err != nil {
-		return fmt.Errorf("forget: %w", err)
-	}
-	s.cfg.Log.Info("did a DEL that was left while no agent ran", "sandbox", request.ContainerID)
-	return nil
+	return request.ContainerID, nil
 }
 
 // warn names unknown keys, each once.
