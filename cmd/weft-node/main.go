@@ -41,7 +41,8 @@ func run() error {
 	kubeletDir := flags.String("kubelet-dir", "/var/lib/kubelet", "directory of the node's kubelet (its --root-dir), which is asked for the devices of Pods")
 	criSocket := flags.String("cri-socket", "", "socket of the container runtime, which is asked for its sandboxes; without, where containerd, CRI-O and the like have it")
 	collectAfter := flags.Duration("collect-after", 0, "take back what a Pod's sandbox has that the container runtime has not known for this long (default 6m)")
-	web := flags.String("http-address", "", "where to serve /metrics, /healthz and /readyz, such as :10970")
+	web := flags.String("http-address", "", "where to serve /metrics, /healthz and /readyz, such as :10970; without, nowhere")
+	probe := flags.String("probe", "", "ask the agent that runs here whether it is ready (readyz) or alive (healthz), and end")
 	profiles := flags.Bool("pprof", false, "with --http-address: serve /debug/pprof to 127.0.0.1")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	showVersion := flags.Bool("version", false, "print the version")
@@ -65,6 +66,9 @@ func run() error {
 	in, err := instance.New(*root)
 	if err != nil {
 		return err
+	}
+	if *probe != "" {
+		return nodeagent.Probe(context.Background(), in.Run, *probe)
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: logLevel}))
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

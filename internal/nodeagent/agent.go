@@ -56,8 +56,8 @@ type Options struct {
 	CollectAfter time.Duration
 	// HostRoot is where the node's files are, if this is a container.
 	HostRoot string
-	// Web is where metrics and probes are served, such as :10970; empty: nowhere.
-	// Profiles adds pprof for who asks from the node itself.
+	// Web is where metrics and probes are served, such as :10970; empty: probes alone,
+	// on a socket in Run. Profiles adds pprof for who asks from the node itself.
 	Web      string
 	Profiles bool
 	// Version is told in the metrics.
@@ -111,9 +111,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 		return err
 	}
 	a.cache = kube.NewCache(a.api, opt.Log, kube.PodsOnNode(opt.Node), kube.Scope{GVK: networks.DefinitionKind})
-	if opt.Web != "" { // from the start: what comes first may take its time
-		defer a.serveWeb(ctx, opt)()
-	}
+	defer a.serveWeb(ctx, opt)() // from the start: what comes first may take its time
 	if err := linux.UnlockSysctls(); err != nil {
 		return err
 	}

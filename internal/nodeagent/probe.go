@@ -4,10 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/weftnet/weft/internal/cniwire"
+	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/install"
 )
 
@@ -74,4 +80,39 @@ func (l *lately) answer(ctx context.Context) error {
 		l.at = time.Now()
 	}
 	return l.err
+}
+
+// probeSocket is where the agent is asked how it is, whoever has which port.
+func probeSocket(run string) string { return filepath.Join(run, "probe.sock") }
+
+// probePatience is how long the agent may take to say how it is.
+const probePatience = 8 * time.Second
+
+// Probe asks the agent of this node for a page, readyz or healthz. The error says
+// what is the matter.
+func Probe(ctx context.Context, run, page string) error {
+	ctx, cancel := context.WithTimeout(ctx, probePatience)
+	defer cancel()
+	if page != "readyz" && page != "healthz" {
+		return &hint.Error{Field: "--probe", Value: page, Problem: "is nothing the agent can be asked", Remedy: "use readyz or healthz"}
+	}
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var dialer net.Dialer
+		return dialer.DialContext(ctx, "unix", probeSocket(run))
+	}}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/"+page, nil)
+	if err != nil {
+		return err
+	}
+	answer, err := client.Do(request)
+	if err != nil {
+		return fmt.Errorf("ask the agent: %w", err)
+	}
+	defer answer.Body.Close()
+	const most = 4 << 10 // of which the kubelet's event shows less
+	text, err := io.ReadAll(io.LimitReader(answer.Body, most))
+	if err == nil && answer.StatusCode != http.StatusOK {
+		err = errors.New(strings.TrimSpace(string(text)))
+	}
+	return err
 }

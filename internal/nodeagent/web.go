@@ -1,6 +1,7 @@
 package nodeagent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,34 +10,53 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
 	"time"
+
+	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/linux"
 )
 
-// serveWeb serves until the function it gives is called.
+// serveWeb serves probes and, where it is asked for, metrics until the function it
+// gives is called.
 func (a *agent) serveWeb(ctx context.Context, opt Options) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		web{opt.Web, a.pages(opt), opt.Log}.run(ctx)
-	}()
+	ready := &lately{ask: func(ctx context.Context) error { return a.ready(ctx, opt.Install) }}
+	probes := http.NewServeMux()
+	a.probes(probes, ready)
+	servers := []web{{network: "unix", address: probeSocket(opt.Run), handler: probes, log: opt.Log}}
+	if opt.Web != "" {
+		servers = append(servers, web{network: "tcp", address: opt.Web, handler: a.pages(opt, ready), log: opt.Log})
+	}
+	var serving sync.WaitGroup
+	for _, server := range servers {
+		serving.Go(func() { server.run(ctx) })
+	}
 	return func() {
 		cancel()
-		<-ended
+		serving.Wait()
 	}
 }
 
 // pages are what the web server has.
-func (a *agent) pages(opt Options) http.Handler {
+func (a *agent) pages(opt Options, ready *lately) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", a.count.Handler(a.log))
-	mux.HandleFunc("GET /healthz", page(a.alive))
-	ready := lately{ask: func(ctx context.Context) error { return a.ready(ctx, opt.Install) }}
-	mux.HandleFunc("GET /readyz", page(ready.answer))
+	a.probes(mux, ready)
 	if opt.Profiles {
 		profiles(mux)
 	}
 	return mux
+}
+
+// probes are the pages of who asks how we are.
+func (a *agent) probes(mux *http.ServeMux, ready *lately) {
+	mux.HandleFunc("GET /healthz", page(a.alive))
+	mux.HandleFunc("GET /readyz", page(ready.answer))
 }
 
 // page says ok, or what is the matter.
@@ -50,11 +70,11 @@ func page(ask func(context.Context) error) http.HandlerFunc {
 	}
 }
 
-// web answers Prometheus, and whoever asks how we are.
+// web answers Prometheus, and whoever asks how we are, on one address.
 type web struct {
-	address string
-	handler http.Handler
-	log     *slog.Logger
+	network, address string
+	handler          http.Handler
+	log              *slog.Logger
 }
 
 // Bounds of the web server.
@@ -65,7 +85,7 @@ const (
 )
 
 // run serves until ctx ends. That somebody else has the port is no reason to end:
-// the agent before us will give it up.
+// the agent before us will give it up, and others may.
 func (w web) run(ctx context.Context) {
 	for told := ""; ; {
 		err := w.serve(ctx)
@@ -74,7 +94,7 @@ func (w web) run(ctx context.Context) {
 		}
 		if err.Error() != told {
 			told = err.Error()
-			w.log.Error("metrics and probes cannot be asked for", "address", w.address, "err", err)
+			w.log.Error("cannot be asked how the agent is; it works all the same", "err", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -84,11 +104,47 @@ func (w web) run(ctx context.Context) {
 	}
 }
 
-func (w web) serve(ctx context.Context) error {
+func (w web) listen(ctx context.Context) (net.Listener, error) {
 	var config net.ListenConfig
-	listener, err := config.Listen(ctx, "tcp", w.address)
+	if w.network == "unix" {
+		if err := os.Remove(w.address); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("remove old probe socket: %w", err)
+		}
+		if err := os.MkdirAll(filepath.Dir(w.address), 0o755); err != nil {
+			return nil, fmt.Errorf("make directory of probe socket: %w", err)
+		}
+	}
+	listener, err := config.Listen(ctx, w.network, w.address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, w.taken()
+	}
 	if err != nil {
-		return fmt.Errorf("listen: %w", err)
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	if at, ok := listener.(*net.UnixListener); ok {
+		at.SetUnlinkOnClose(false) // the next agent may have made its own meanwhile
+	}
+	return listener, nil
+}
+
+// taken tells who has our port.
+func (w web) taken() error {
+	who := "another process"
+	if _, text, err := net.SplitHostPort(w.address); err == nil {
+		if port, err := strconv.ParseUint(text, 10, 16); err == nil {
+			who = cmp.Or(linux.Listener(uint16(port)), who)
+		}
+	}
+	return &hint.Error{
+		Field: "--http-address", Value: w.address, Problem: "is taken on this node by " + who + ", so there are no metrics",
+		Remedy: "choose another port (http.port of the chart), or 0 there for none",
+	}
+}
+
+func (w web) serve(ctx context.Context) error {
+	listener, err := w.listen(ctx)
+	if err != nil {
+		return err
 	}
 	server := &http.Server{Handler: w.handler, ReadTimeout: webPatience, WriteTimeout: webLongest, ErrorLog: slog.NewLogLogger(w.log.Handler(), slog.LevelDebug)}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() }) // ends Serve

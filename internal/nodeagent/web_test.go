@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -28,6 +31,51 @@ func (l *lab) is(page, code, text string) {
 	if got, body := l.ask(page); got != code || !strings.Contains(body, text) {
 		l.t.Errorf("%s answers %s %q, want %s %q", page, got, body, code, text)
 	}
+}
+
+// probe asks the agent as the kubelet does.
+func (l *lab) probe(page string) error {
+	out, err := exec.Command(filepath.Join(l.bin, "weft-node"), "--root", l.dir, "--probe", page).CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, out)
+	}
+	return err
+}
+
+// TestPortIsTaken: somebody else has the agent's port. It says who, works and is
+// well, and serves metrics once it may.
+func TestPortIsTaken(t *testing.T) {
+	l := newLab(t)
+	var other net.Listener
+	if err := l.call(func() (err error) {
+		other, err = net.Listen("tcp", labWeb)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := l.probe("readyz"); err == nil || !strings.Contains(err.Error(), "ask the agent") {
+		t.Errorf("without an agent: %v", err)
+	}
+	l.start()
+	l.eventually("the agent is ready", func() error { return l.probe("readyz") })
+	if err := l.probe("healthz"); err != nil {
+		t.Error(err)
+	}
+	if err := l.probe("metrics"); err == nil {
+		t.Error("metrics are no probe")
+	}
+	log, err := os.ReadFile(filepath.Join(l.dir, "log"))
+	if want := fmt.Sprintf("is taken on this node by nodeagent.test (PID %d)", os.Getpid()); err != nil || !strings.Contains(string(log), want) || !strings.Contains(string(log), "--http-address") {
+		t.Errorf("the log does not say that the port %s (%v):\n%s", want, err, log)
+	}
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l.in(l.c.NetNS(), "curl", "-sf", "--retry", "60", "--retry-delay", "1", "--retry-connrefused", "http://"+labWeb+"/metrics")
+	l.kill()
+	l.start() // where its socket lies about
+	l.eventually("the agent is ready again", func() error { return l.probe("readyz") })
 }
 
 // TestMetricsAndProbes asks a real agent before, while and after it works, and
@@ -78,6 +126,9 @@ func TestMetricsAndProbes(t *testing.T) {
 	}
 	l.is("/healthz", "200", "ok") // and ready for what needs no API server
 	l.is("/readyz", "200", "ok")
+	if err := errors.Join(l.probe("healthz"), l.probe("readyz")); err != nil {
+		t.Error(err)
+	}
 	if err := l.c.WaitAPI(); err != nil {
 		t.Fatal(err)
 	}
@@ -96,6 +147,9 @@ func TestMetricsAndProbes(t *testing.T) {
 		return nil
 	})
 	l.is("/healthz", "200", "ok")
+	if err := l.probe("readyz"); err == nil || !strings.Contains(err.Error(), "ask as the runtime does") || l.probe("healthz") != nil {
+		t.Errorf("probes tell %v and %v", err, l.probe("healthz"))
+	}
 	l.kill()
 	l.nothingLeft()
 }
