@@ -364,7 +364,7 @@ func (e *Engine) linksThere(box *record.Sandbox) (bool, error) {
 // damaged, or that went without us, counts as none, once the host's part of what
 // it held is gone.
 func (e *Engine) load1(ctx context.Context, id string) (*record.Sandbox, error) {
-	box, err := e.Records.Load(id)
+	box, err := e.Records.LoadLocked(id)
 	if errors.Is(err, record.ErrNotFound) {
 		if !e.claims.knows(id) {
 			return nil, nil

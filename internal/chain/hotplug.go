@@ -17,7 +17,7 @@ func (e *Engine) locked(ctx context.Context, id string) (box *record.Sandbox, un
 	if unlock, err = e.Records.Lock(ctx, id); err != nil {
 		return nil, nil, err
 	}
-	if box, err = e.Records.Load(id); err != nil {
+	if box, err = e.Records.LoadLocked(id); err != nil {
 		unlock()
 		return nil, nil, err
 	}

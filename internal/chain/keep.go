@@ -37,11 +37,8 @@ func (e *Engine) Trim(ctx context.Context, owner ipam.Owner, keep ...ipam.Lease)
 		if slices.Contains(keep, lease) {
 			continue
 		}
-		if e.claims.usesLease(lease) {
-			settled = false
-			continue
-		}
-		errs = append(errs, e.Addresses.Release(ctx, lease))
+		unused, err := e.claims.ifUnused(lease, func() error { return e.Addresses.Release(ctx, lease) })
+		settled, errs = settled && unused, append(errs, err)
 	}
 	return settled, errors.Join(errs...)
 }
@@ -89,21 +86,22 @@ func (c *claims) begin(id string, owners []ipam.Owner) (end func()) {
 	}
 }
 
-// usesLease says whether an attachment has that address, or may be taking it.
-func (c *claims) usesLease(lease ipam.Lease) bool {
+// ifUnused calls release unless an attachment has that address or may be taking
+// it; none begins to meanwhile.
+func (c *claims) ifUnused(lease ipam.Lease, release func() error) (unused bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.attaching[lease.Owner]) > 0 {
-		return true
+		return false, nil
 	}
 	for _, its := range c.sandboxes {
 		if slices.ContainsFunc(its.leases, func(l record.Lease) bool {
 			return l.Addr == lease.Addr && l.Scope == string(lease.Scope) && l.Owner == string(lease.Owner)
 		}) {
-			return true
+			return false, nil
 		}
 	}
-	return false
+	return true, release()
 }
 
 // otherUser gives a sandbox other than id that has addresses of owner or is

@@ -1,7 +1,10 @@
 package chain
 
 import (
+	"context"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/netstate"
@@ -68,4 +71,50 @@ func TestOwnedAddressOutlivesSandbox(t *testing.T) {
 		t.Error("two hold one address")
 	}
 	w.same("address after a restart", w.owned("d", nic), "10.50.0.2")
+}
+
+// watchedRelease tells of each release before and after it.
+type watchedRelease struct {
+	ipam.Store
+	before, after func()
+}
+
+func (r watchedRelease) Release(ctx context.Context, lease ipam.Lease) error {
+	r.before()
+	defer r.after()
+	return r.Store.Release(ctx, lease)
+}
+
+// TestTrimAndAttachAtOnce: no sandbox begins to take an owner's addresses between
+// the look whether they are used and their release.
+func TestTrimAndAttachAtOnce(t *testing.T) {
+	w := newWorld(t)
+	nic := ipam.NICOwner("demo", "vm.nic")
+	w.owned("a", nic)
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	begun := make(chan struct{})
+	var released atomic.Bool
+	w.engine.Addresses = watchedRelease{
+		Store: w.memory,
+		before: func() {
+			go func() {
+				defer close(begun)
+				w.engine.claims.begin("b", []ipam.Owner{nic})()
+				if !released.Load() {
+					t.Error("a sandbox began while an address it would find was being released")
+				}
+			}()
+			select {
+			case <-begun: // it must not
+			case <-time.After(50 * time.Millisecond):
+			}
+		},
+		after: func() { released.Store(true) },
+	}
+	if settled, err := w.engine.Trim(t.Context(), nic); err != nil || !settled {
+		t.Errorf("settled %v, %v", settled, err)
+	}
+	<-begun
 }

@@ -33,6 +33,10 @@ type claims struct {
 	engine *chain.Engine // set before the loop runs
 	loop   *reconcile.Loop
 
+	// keeping is held from the look whether an owner's addresses are used to the end
+	// of its file, and while one is written.
+	keeping sync.Mutex
+
 	// mu guards told: the addresses in status.ips, by claim.
 	mu   sync.Mutex
 	told map[store.Key]string
@@ -78,7 +82,10 @@ func (c *claims) keep(owner ipam.Owner, leases []ipam.Lease) error {
 	for _, l := range leases {
 		list = append(list, record.Lease{Scope: string(l.Scope), Addr: l.Addr, Owner: string(l.Owner)})
 	}
-	if err := c.kept.Save(string(owner), list); err != nil {
+	c.keeping.Lock()
+	err := c.kept.Save(string(owner), list)
+	c.keeping.Unlock()
+	if err != nil {
 		return err
 	}
 	c.wake(owner)
@@ -135,6 +142,8 @@ func (c *claims) reconcile(ctx context.Context, key store.Key) (time.Duration, e
 	c.mu.Lock()
 	delete(c.told, key)
 	c.mu.Unlock()
+	c.keeping.Lock()
+	defer c.keeping.Unlock()
 	settled, err := c.engine.Trim(ctx, owner)
 	if err != nil {
 		return 0, fmt.Errorf("give back addresses of IPAMClaim %s: %w", key, err)

@@ -21,10 +21,20 @@ type kept struct {
 	Leases []Lease `json:"leases"`
 }
 
-// OpenKept makes the directory if need be.
+// OpenKept makes the directory if need be and removes half-written files: nobody
+// else may write there.
 func OpenKept(dir string) (*Kept, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make directory of kept addresses: %w", err)
+	}
+	half, err := filepath.Glob(filepath.Join(dir, "*"+tmpSuffix))
+	if err != nil {
+		return nil, fmt.Errorf("list kept addresses: %w", err)
+	}
+	for _, path := range half {
+		if err := remove(path); err != nil {
+			return nil, err
+		}
 	}
 	return &Kept{dir}, nil
 }

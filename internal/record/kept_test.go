@@ -37,6 +37,16 @@ func TestKept(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	half := k.path(a) + tmpSuffix // a writer that died
+	if err := os.WriteFile(half, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if k, err = OpenKept(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(half); !os.IsNotExist(err) {
+		t.Errorf("half a file is left: %v", err)
+	}
 	if err := os.WriteFile(filepath.Join(dir, "x.json"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}

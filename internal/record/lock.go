@@ -41,26 +41,34 @@ func (s *Store) Lock(ctx context.Context, id string) (unlock func(), err error) 
 // enter queues among the goroutines of this process.
 func (s *Store) enter(ctx context.Context, id string) (leave func(), err error) {
 	for {
-		s.mu.Lock()
-		done, held := s.working[id]
-		if !held {
-			mine := make(chan struct{})
-			s.working[id] = mine
-			s.mu.Unlock()
-			return func() {
-				s.mu.Lock()
-				delete(s.working, id)
-				s.mu.Unlock()
-				close(mine)
-			}, nil
+		leave, done := s.tryEnter(id)
+		if leave != nil {
+			return leave, nil
 		}
-		s.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("lock sandbox %s: %w", id, context.Cause(ctx))
 		case <-done:
 		}
 	}
+}
+
+// tryEnter enters if nobody else in this process works on the sandbox; else it
+// gives nil, and what closes when they end.
+func (s *Store) tryEnter(id string) (leave func(), done <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if others, held := s.working[id]; held {
+		return nil, others
+	}
+	mine := make(chan struct{})
+	s.working[id] = mine
+	return func() {
+		s.mu.Lock()
+		delete(s.working, id)
+		s.mu.Unlock()
+		close(mine)
+	}, nil
 }
 
 // lockOthers waits for other processes.

@@ -234,6 +234,47 @@ func TestDamaged(t *testing.T) {
 	}
 }
 
+// TestDamagedIsHisWhoWorksOnIt: whoever just reads does not set aside what
+// somebody else, here or in another process, is about to write anew.
+func TestDamagedIsHisWhoWorksOnIt(t *testing.T) {
+	for name, byOther := range map[string]bool{"same process": false, "another process": true} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t)
+			owner := s
+			if byOther {
+				var err error
+				if owner, err = Open(s.dir, s.run); err != nil {
+					t.Fatal(err)
+				}
+			}
+			path := s.Path("x", false)
+			if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			unlock, err := owner.Lock(t.Context(), "x")
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = s.Load("x")
+			if damaged, ok := errors.AsType[*DamagedError](err); !ok || damaged.Path != path {
+				t.Errorf("while it is worked on: %v", err)
+			}
+			_, err = owner.LoadLocked("x")
+			if damaged, ok := errors.AsType[*DamagedError](err); !ok || damaged.Path != filepath.Join(s.run, "x.json.damaged") {
+				t.Errorf("by who works on it: %v", err)
+			}
+			unlock()
+			if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err = s.Load("x")
+			if damaged, ok := errors.AsType[*DamagedError](err); !ok || damaged.Path != filepath.Join(s.run, "x.json.damaged.2") {
+				t.Errorf("afterwards: %v", err)
+			}
+		})
+	}
+}
+
 func TestNewerVersionIsLeftAlone(t *testing.T) {
 	s := open(t)
 	content := []byte(`{"version":99,"id":"x","attachments":"something else"}`)

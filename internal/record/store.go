@@ -66,17 +66,17 @@ func validID(id string) bool {
 // ErrNotFound says that there is no record of that sandbox.
 var ErrNotFound = errors.New("no record of this sandbox")
 
-// DamagedError says that a record could not be read and was set aside.
+// DamagedError says that a record could not be read.
 type DamagedError struct {
 	ID string
-	// Path is where it lies now.
+	// Path is where it lies now: set aside, unless somebody works on the sandbox.
 	Path string
 	Err  error
 }
 
 // Error names the file.
 func (e *DamagedError) Error() string {
-	return fmt.Sprintf("record of sandbox %s is damaged and was set aside as %s: %v", e.ID, e.Path, e.Err)
+	return fmt.Sprintf("record of sandbox %s is damaged and lies in %s: %v", e.ID, e.Path, e.Err)
 }
 
 // Unwrap gives the cause.
@@ -147,8 +147,37 @@ func (s *Store) Path(id string, durable bool) string {
 }
 
 // Load reads one record. The error is ErrNotFound if there is none, and a
-// *DamagedError if it could not be read; the file is then set aside.
+// *DamagedError if it could not be read. The file is then set aside, unless
+// somebody works on the sandbox: who does may have written a new one by now.
 func (s *Store) Load(id string) (*Sandbox, error) {
+	sandbox, err := s.load(id)
+	if _, ok := errors.AsType[*DamagedError](err); !ok {
+		return sandbox, err
+	}
+	leave, _ := s.tryEnter(id)
+	if leave == nil {
+		return nil, err
+	}
+	defer leave()
+	release, busy := s.tryLock(id)
+	if busy != nil {
+		return nil, err
+	}
+	defer release()
+	return s.LoadLocked(id)
+}
+
+// LoadLocked is Load for who holds the sandbox's Lock.
+func (s *Store) LoadLocked(id string) (*Sandbox, error) {
+	sandbox, err := s.load(id)
+	if damaged, ok := errors.AsType[*DamagedError](err); ok {
+		return nil, setAside(id, damaged.Path, damaged.Err)
+	}
+	return sandbox, err
+}
+
+// load reads one record and leaves its file where it is.
+func (s *Store) load(id string) (*Sandbox, error) {
 	if err := checkID(id); err != nil {
 		return nil, err
 	}
@@ -167,7 +196,7 @@ func (s *Store) Load(id string) (*Sandbox, error) {
 	if version, ok := errors.AsType[*versionError](err); ok {
 		return nil, &hint.Error{Field: path, Value: fmt.Sprint(version.got), Problem: fmt.Sprintf("is a record of another version than %d", Version), Remedy: "run the weft that wrote it, or delete the sandbox with it first"}
 	}
-	return nil, setAside(id, path, err)
+	return nil, &DamagedError{ID: id, Path: path, Err: err}
 }
 
 // read finds a record's file. In this order it misses none that moves to the disk
