@@ -130,6 +130,7 @@ func TestValues(t *testing.T) {
 	all := objects(t, render(t, func(values map[string]any) {
 		values["cni"] = map[string]any{"binDir": "/opt/b", "confDir": "/etc/c"}
 		values["image"] = map[string]any{"repository": "r", "tag": "t", "pullPolicy": "Never"}
+		values["criSocket"] = "/run/x.sock"
 		values["http"] = map[string]any{"port": 1234, "pprof": true}
 		values["podMonitor"] = map[string]any{"enabled": true, "interval": "5s", "labels": map[string]any{"release": "prometheus"}}
 		values["settings"] = map[string]any{"agentWait": "60s", "globalNamespaces": `it's: "x"`}
@@ -142,7 +143,7 @@ func TestValues(t *testing.T) {
 	if container.Image != "r:t" || container.ImagePullPolicy != core.PullNever {
 		t.Errorf("image %s, %s", container.Image, container.ImagePullPolicy)
 	}
-	for _, want := range []string{"--cni-conf-dir=/etc/c", "--http-address=:1234", "--pprof"} {
+	for _, want := range []string{"--cni-conf-dir=/etc/c", "--http-address=:1234", "--pprof", "--cri-socket=/run/x.sock"} {
 		if !slices.Contains(container.Command, want) {
 			t.Errorf("the command lacks %s: %v", want, container.Command)
 		}

@@ -39,7 +39,7 @@ func run() error {
 	settings := flags.String("cni-settings", "", "with --install: file with keys for the configuration, such as one made for Multus")
 	hostRoot := flags.String("host-root", "", "where the node's files are, if weft-node runs in a container; foreign CNI plugins run there")
 	kubeletDir := flags.String("kubelet-dir", "/var/lib/kubelet", "directory of the node's kubelet (its --root-dir), which is asked for the devices of Pods")
-	criSocket := flags.String("cri-socket", "", "socket of the container runtime, which is asked for its sandboxes; without, where containerd, CRI-O and the like have it")
+	criSocket := flags.String("cri-socket", "", "socket of the container runtime, which is asked for its sandboxes; without, where containerd, CRI-O and the like have it, all that are there")
 	collectAfter := flags.Duration("collect-after", 0, "take back what a Pod's sandbox has that the container runtime has not known for this long (default 6m)")
 	web := flags.String("http-address", "", "where to serve /metrics, /healthz and /readyz, such as :10970; without, nowhere")
 	probe := flags.String("probe", "", "ask the agent that runs here whether it is ready (readyz) or alive (healthz), and end")

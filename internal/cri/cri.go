@@ -6,7 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -17,9 +20,10 @@ import (
 )
 
 // sockets are where runtimes listen unless told otherwise: containerd, that of
-// k3s, CRI-O, cri-dockerd.
+// k3s and RKE2, of k0s, of MicroK8s, CRI-O, cri-dockerd.
 var sockets = []string{
-	"/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock", "/run/crio/crio.sock", "/run/cri-dockerd.sock",
+	"/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock", "/run/k0s/containerd.sock", "/var/snap/microk8s/common/run/containerd.sock",
+	"/run/crio/crio.sock", "/run/cri-dockerd.sock",
 }
 
 // patience bounds one question.
@@ -38,19 +42,38 @@ const (
 type Runtime struct{ root, socket string }
 
 // NewRuntime makes one from where the node's files are, empty for /, and its
-// socket there; empty: the first one of the usual that is there.
+// socket there; empty: whichever of the usual are there.
 func NewRuntime(root, socket string) *Runtime { return &Runtime{root, socket} }
 
 // Sandboxes gives the ids of all sandboxes the runtime knows, those that ended and
-// are not removed yet among them.
+// are not removed yet among them. Of several runtimes that are there the kubelet
+// uses one: it gives what any of them knows, and an error if none tells.
 func (r *Runtime) Sandboxes(ctx context.Context) (map[string]bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	socket, err := r.find()
-	if err != nil {
-		return nil, err
+	there := r.there()
+	if len(there) == 0 {
+		return nil, ErrNone
 	}
-	answer, err := unary.Call(ctx, linux.Under(r.root, socket), "/runtime.v1.RuntimeService/ListPodSandbox")
+	var asking sync.WaitGroup
+	answers, errs := make([]map[string]bool, len(there)), make([]error, len(there))
+	for i, socket := range there {
+		asking.Go(func() { answers[i], errs[i] = ask(ctx, r.root, socket) })
+	}
+	asking.Wait()
+	if !slices.Contains(errs, nil) {
+		return nil, errors.Join(errs...)
+	}
+	ids := map[string]bool{}
+	for _, some := range answers {
+		maps.Copy(ids, some)
+	}
+	return ids, nil
+}
+
+// ask asks one runtime.
+func ask(ctx context.Context, root, socket string) (map[string]bool, error) {
+	answer, err := unary.Call(ctx, linux.Under(root, socket), "/runtime.v1.RuntimeService/ListPodSandbox")
 	if err != nil {
 		return nil, problem(socket, err)
 	}
@@ -72,21 +95,20 @@ func (r *Runtime) Sandboxes(ctx context.Context) (map[string]bool, error) {
 	return ids, nil
 }
 
-func (r *Runtime) find() (string, error) {
+// there are the sockets to ask.
+func (r *Runtime) there() []string {
 	if r.socket != "" {
-		return r.socket, nil
+		return []string{r.socket}
 	}
-	for _, socket := range sockets {
-		if _, err := os.Stat(linux.Under(r.root, socket)); err == nil {
-			return socket, nil
-		}
-	}
-	return "", ErrNone
+	return slices.DeleteFunc(slices.Clone(sockets), func(socket string) bool {
+		_, err := os.Stat(linux.Under(r.root, socket))
+		return err != nil
+	})
 }
 
 func problem(socket string, err error) error {
 	return &hint.Error{
 		Field: "container runtime", Value: socket, Problem: "does not tell which sandboxes it has", Err: err,
-		Remedy: fmt.Sprintf("see that it runs and has the CRI plugin, or give weft-node its socket with --cri-socket (looked for: %v)", sockets),
+		Remedy: fmt.Sprintf("see that it runs and has the CRI plugin, or give weft-node its socket with --cri-socket (criSocket of the chart; looked for: %v)", sockets),
 	}
 }

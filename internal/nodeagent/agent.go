@@ -50,7 +50,7 @@ type Options struct {
 	BinDirs []string
 	// KubeletDir is the directory of the kubelet (its --root-dir).
 	KubeletDir string
-	// CRISocket is the container runtime's; empty: where they usually are.
+	// CRISocket is the container runtime's; empty: all that are where they usually are.
 	// CollectAfter is for how long it must not know a sandbox that is taken back.
 	CRISocket    string
 	CollectAfter time.Duration
