@@ -45,7 +45,8 @@ func NewKubelet(root, dir string) *Kubelet {
 	return &Kubelet{root, filepath.Join(dir, socketName)}
 }
 
-// Allocated gives the ids of the devices a Pod holds, by resource: those of its
+// Allocated gives the ids of the devices a Pod holds, by resource of a device plugin
+// or by name of its ResourceClaim: those of its
 // first container first, and by name among those of one container, since the
 // kubelet gives them in no order.
 func (k *Kubelet) Allocated(ctx context.Context, namespace, name string) (map[string][]string, error) {

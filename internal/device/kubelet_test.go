@@ -80,7 +80,7 @@ func pod(namespace, name string, containers ...[]*podresources.ContainerDevices)
 	for i, devices := range containers {
 		p.Containers = append(p.Containers, &podresources.ContainerResources{
 			Name: fmt.Sprint("c", i), Devices: devices, CpuIds: []int64{3, 4}, Memory: []*podresources.ContainerMemory{{MemoryType: "memory", Size: 1 << 40}},
-			// Of claims nothing is taken.
+			// A device of a claim that nobody can name to a container.
 			DynamicResources: []*podresources.DynamicResource{{ClaimName: "c", ClaimResources: []*podresources.ClaimResource{{DriverName: "example.com", DeviceName: "claimed"}}}},
 		})
 	}
@@ -125,6 +125,28 @@ func TestAllocated(t *testing.T) {
 	got, err := k.Allocated(t.Context(), "demo", "unknown")
 	if !errors.Is(err, ErrNotYet) || !strings.Contains(err.Error(), "does not know Pod demo/unknown") {
 		t.Errorf("a Pod the kubelet does not know has %v, %v", got, err)
+	}
+}
+
+// TestAllocatedByClaims: devices of claims (resource.k8s.io) are found by the
+// claim's name, as the kubelet tells of them.
+func TestAllocatedByClaims(t *testing.T) {
+	claim := func(name string, cdi ...string) *podresources.DynamicResource {
+		c := &podresources.DynamicResource{ClaimName: name, ClaimNamespace: "demo"}
+		for _, device := range cdi {
+			c.ClaimResources = append(c.ClaimResources, &podresources.ClaimResource{
+				DriverName: "sriov.example.com", PoolName: "n1", DeviceName: "dev", CdiDevices: []*podresources.CDIDevice{{Name: device}},
+			})
+		}
+		return c
+	}
+	p := pod("demo", "router", []*podresources.ContainerDevices{part("example.com/nic", "0000:03:02.1")}, nil)
+	p.Containers[0].DynamicResources = []*podresources.DynamicResource{claim("fast", "sriov.example.com/vf=0000:04:01.2", "sriov.example.com/vf=0000:04:01.1"), claim("other", "no-cdi-name")}
+	p.Containers[1].DynamicResources = []*podresources.DynamicResource{claim("fast", "sriov.example.com/vf=0000:04:01.1", "sriov.example.com/vf=0000:04:01.0")}
+	got, err := serve(t, &lister{pods: []*podresources.PodResources{p}}).Allocated(t.Context(), "demo", "router")
+	want := map[string][]string{"example.com/nic": {"0000:03:02.1"}, "fast": {"0000:04:01.1", "0000:04:01.2", "0000:04:01.0"}}
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("(-want +got): %v\n%s", err, diff)
 	}
 }
 

@@ -1,6 +1,8 @@
 package device
 
 import (
+	"strings"
+
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/weftnet/weft/internal/unary"
@@ -17,10 +19,15 @@ const (
 	deviceResource     protowire.Number = 1 // ContainerDevices
 	deviceIDs          protowire.Number = 2
 	allocatableDevices protowire.Number = 1 // AllocatableResourcesResponse.devices
+	containerClaims    protowire.Number = 5 // ContainerResources.dynamic_resources
+	claimName          protowire.Number = 2 // DynamicResource
+	claimParts         protowire.Number = 4 // DynamicResource.claim_resources
+	partDevices        protowire.Number = 1 // ClaimResource.cdi_devices
+	cdiName            protowire.Number = 1 // CDIDevice
 )
 
 // podResources is a PodResources; of each container the devices by resource,
-// which come in a part for each NUMA node.
+// which come in a part for each NUMA node, and by the name of a ResourceClaim.
 type podResources struct {
 	name, namespace string
 	containers      []map[string][]string
@@ -59,10 +66,51 @@ func readPod(message []byte) (pod podResources, err error) {
 
 func readContainer(message []byte, devices map[string][]string) error {
 	return unary.Fields(message, func(number protowire.Number, value []byte) error {
-		if number == containerDevices {
+		switch number {
+		case containerDevices:
 			return readDevices(value, devices)
+		case containerClaims:
+			return readClaim(value, devices)
 		}
 		return nil
+	})
+}
+
+// readClaim adds the devices of a DynamicResource to those of its claim. Their ids
+// are what stands behind the = of their names, VENDOR/CLASS=DEVICE (Container
+// Device Interface specification).
+func readClaim(message []byte, devices map[string][]string) error {
+	var claim string
+	var ids []string
+	err := unary.Fields(message, func(number protowire.Number, value []byte) error {
+		switch number {
+		case claimName:
+			claim = string(value)
+		case claimParts:
+			return eachField(value, partDevices, func(device []byte) error {
+				return eachField(device, cdiName, func(name []byte) error {
+					if _, id, ok := strings.Cut(string(name), "="); ok && id != "" {
+						ids = append(ids, id)
+					}
+					return nil
+				})
+			})
+		}
+		return nil
+	})
+	if err == nil && len(ids) > 0 {
+		devices[claim] = append(devices[claim], ids...)
+	}
+	return err
+}
+
+// eachField reads the fields of one number.
+func eachField(message []byte, which protowire.Number, do func([]byte) error) error {
+	return unary.Fields(message, func(number protowire.Number, value []byte) error {
+		if number != which {
+			return nil
+		}
+		return do(value)
 	})
 }
 
