@@ -17,6 +17,7 @@ import (
 	apps "k8s.io/api/apps/v1"
 	core "k8s.io/api/core/v1"
 	rbac "k8s.io/api/rbac/v1"
+	extensions "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 )
@@ -98,7 +99,7 @@ func objects(t *testing.T, manifest string) map[string]any {
 			"ServiceAccount": &core.ServiceAccount{}, "ConfigMap": &core.ConfigMap{}, "DaemonSet": &apps.DaemonSet{},
 			"ClusterRole": &rbac.ClusterRole{}, "ClusterRoleBinding": &rbac.ClusterRoleBinding{},
 			"ValidatingAdmissionPolicy": &admission.ValidatingAdmissionPolicy{}, "ValidatingAdmissionPolicyBinding": &admission.ValidatingAdmissionPolicyBinding{},
-			"PodMonitor": &podMonitor{},
+			"PodMonitor": &podMonitor{}, "CustomResourceDefinition": &extensions.CustomResourceDefinition{},
 		}[kind.Kind]
 		if !ok {
 			t.Fatalf("kind %q is not looked at", kind.Kind)

@@ -95,3 +95,26 @@ func FuzzParseVMPlan(f *testing.F) {
 		}
 	})
 }
+
+func TestLeaseRoundTrip(t *testing.T) {
+	lease := &v1alpha1.AddressLease{Spec: v1alpha1.AddressLeaseSpec{
+		IP: netip.MustParseAddr("fd00::5"), Scope: "whereabouts:blue", Pool: "fd00::/64", Network: "demo/lan", Interface: "net1", Sandbox: "s1", Node: "n1",
+		Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerPod, Namespace: "demo", Name: "web", UID: "u1"},
+	}}
+	lease.Name, lease.Labels = "blue-fd00--5", map[string]string{v1alpha1.NodeLabel: "n1"}
+	obj := lease.Object()
+	if obj.GroupVersionKind() != v1alpha1.AddressLeaseKind || obj.GetName() != lease.Name {
+		t.Errorf("%s %s", obj.GroupVersionKind(), obj.GetName())
+	}
+	back, err := v1alpha1.LeaseFromObject(obj)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(lease, back, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	obj.Object["spec"].(map[string]any)["ip"] = "nope"
+	if _, err := v1alpha1.LeaseFromObject(obj); err == nil || !strings.Contains(err.Error(), "address lease blue-fd00--5") {
+		t.Errorf("a lease of no address: %v", err)
+	}
+}

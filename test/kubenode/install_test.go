@@ -157,6 +157,7 @@ func (w *world) policy(own, other string) {
 	w.kubectl("wait", "--for=condition=Established", "crd/ipamclaims.k8s.cni.cncf.io", "--timeout=60s")
 	w.apply(claimObject("free") + claimObject("other"))
 	w.kubectl("annotate", "ipamclaim", "other", "weft.network/node=n2")
+	w.apply(leaseObject("10.99.0.9", "n2"))
 	for _, tt := range []struct {
 		name, token string
 		refused     string // what the answer says; empty: it is done
@@ -183,6 +184,13 @@ func (w *world) policy(own, other string) {
 		{"addresses of its claim", bound, "", w.patchClaim("free")},
 		{"addresses of another's claim", bound, "IPAMClaims of its own node", w.patchClaim("other")},
 		{"a claim's network", bound, "the status of an IPAMClaim only", []string{"patch", "ipamclaim", "free", "--type=merge", "-p", `{"spec":{"network":"x"}}`}},
+		{"address for its node", bound, "", w.createLease("10.99.0.1", "n1")},
+		{"address for another node", bound, "AddressLeases of that node only", w.createLease("10.99.0.2", "n2")},
+		{"address that is held", bound, "already exists", w.createLease("10.99.0.1", "n1")},
+		{"no address", bound, "is no IP address", w.createLease("10.99.0", "n1")},
+		{"give back its address", bound, "", []string{"delete", "addrlease", "10.99.0.1", "--wait=false"}},
+		{"give back another node's address", bound, "AddressLeases of that node only", []string{"delete", "addrlease", "10.99.0.9", "--wait=false"}},
+		{"change an address", bound, "forbidden", []string{"label", "addrlease", "10.99.0.9", "x=y"}},
 		{"delete a Pod", bound, "forbidden", []string{"delete", own}},
 		{"read a Secret", bound, "forbidden", []string{"-n", "kube-system", "get", "secrets"}},
 		{"delete the kind", bound, "forbidden", []string{"delete", "crd", "network-attachment-definitions.k8s.cni.cncf.io"}},
@@ -196,6 +204,18 @@ func (w *world) policy(own, other string) {
 		if refused := err != nil; refused != (tt.refused != "") || !strings.Contains(string(out), tt.refused) {
 			w.t.Errorf("%s with the agent's token: %v, %s", tt.name, err, out)
 		}
+	}
+}
+
+func leaseObject(ip, node string) string {
+	return fmt.Sprintf(`{"apiVersion":"weft.network/v1alpha1","kind":"AddressLease","metadata":{"name":%q},
+		"spec":{"ip":%q,"scope":"whereabouts:","node":%q,"owner":{"kind":"Pod"}}}`, ip, ip, node)
+}
+
+// createLease makes an AddressLease, as an agent does.
+func (w *world) createLease(ip, node string) []string {
+	return []string{
+		"curl", "-X", "POST", "-H", "Content-Type: application/json", "-d", leaseObject(ip, node), w.c.Server + "/apis/weft.network/v1alpha1/addressleases",
 	}
 }
 

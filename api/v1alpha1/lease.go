@@ -1,0 +1,99 @@
+package v1alpha1
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// AddressLeaseKind is the kind of AddressLease.
+var AddressLeaseKind = GroupVersion.WithKind("AddressLease")
+
+// AddressLease says who holds an address that is unique in the cluster. It is
+// cluster-scoped, and its name is made of scope and address (lease.Name): that
+// there is one of that name is the lock.
+type AddressLease struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata"`
+
+	Spec AddressLeaseSpec `json:"spec"`
+}
+
+// AddressLeaseSpec is the content of a lease.
+type AddressLeaseSpec struct {
+	IP netip.Addr `json:"ip"`
+	// Scope is where the address is held once, see ipam.Scope; Pool the subnet it
+	// was taken from, empty for a static address outside all of them.
+	Scope string `json:"scope"`
+	Pool  string `json:"pool,omitempty"`
+	// Network is the NetworkAttachmentDefinition, Interface and Sandbox have the
+	// address; they are empty if only the owner keeps it.
+	Network   string     `json:"network,omitempty"`
+	Interface string     `json:"interface,omitempty"`
+	Sandbox   string     `json:"sandbox,omitempty"`
+	Node      string     `json:"node"`
+	Owner     LeaseOwner `json:"owner"`
+}
+
+// LeaseOwner is whose an address is.
+type LeaseOwner struct {
+	// Kind is one of the Owner constants.
+	Kind      string    `json:"kind"`
+	Namespace string    `json:"namespace,omitempty"`
+	Name      string    `json:"name,omitempty"`
+	UID       types.UID `json:"uid,omitempty"`
+}
+
+// Kinds of owners. A Pod's address goes with its sandbox, the others' outlive it.
+const (
+	OwnerPod   = "Pod"
+	OwnerClaim = "IPAMClaim"
+	OwnerNIC   = "NICIdentity"
+)
+
+// Labels of a lease, by which the API server selects.
+const (
+	NodeLabel     = "weft.network/node"
+	PoolLabel     = "weft.network/pool"
+	OwnerUIDLabel = "weft.network/owner-uid"
+)
+
+// LeaseFromObject reads a lease.
+func LeaseFromObject(obj *unstructured.Unstructured) (*AddressLease, error) {
+	text, err := json.Marshal(obj.Object["spec"])
+	if err != nil {
+		return nil, fmt.Errorf("read address lease %s: %w", obj.GetName(), err)
+	}
+	var lease AddressLease
+	if err := json.Unmarshal(text, &lease.Spec); err != nil {
+		return nil, fmt.Errorf("read address lease %s: %w", obj.GetName(), err)
+	}
+	lease.Name, lease.UID, lease.ResourceVersion, lease.Labels = obj.GetName(), obj.GetUID(), obj.GetResourceVersion(), obj.GetLabels()
+	return &lease, nil
+}
+
+// Object gives the lease as a document.
+func (l *AddressLease) Object() *unstructured.Unstructured {
+	spec := map[string]any{"ip": l.Spec.IP.String(), "scope": l.Spec.Scope, "node": l.Spec.Node}
+	owner := map[string]any{"kind": l.Spec.Owner.Kind}
+	for key, value := range map[string]string{"pool": l.Spec.Pool, "network": l.Spec.Network, "interface": l.Spec.Interface, "sandbox": l.Spec.Sandbox} {
+		if value != "" {
+			spec[key] = value
+		}
+	}
+	for key, value := range map[string]string{"namespace": l.Spec.Owner.Namespace, "name": l.Spec.Owner.Name, "uid": string(l.Spec.Owner.UID)} {
+		if value != "" {
+			owner[key] = value
+		}
+	}
+	spec["owner"] = owner
+	obj := &unstructured.Unstructured{Object: map[string]any{"spec": spec}}
+	obj.SetGroupVersionKind(AddressLeaseKind)
+	obj.SetName(l.Name)
+	obj.SetLabels(l.Labels)
+	return obj
+}
