@@ -117,6 +117,9 @@ var (
 	ErrTaken = errors.New("address is taken")
 	// ErrExhausted: every address of the range is held.
 	ErrExhausted = errors.New("range is exhausted")
+	// ErrUnanswered: who could tell which addresses are free does not answer. It
+	// passes by itself.
+	ErrUnanswered = errors.New("nobody says which addresses are free")
 	// ErrRefused: a requested address cannot be given whoever asks: out of
 	// range, excluded, or the gateway, network or broadcast address.
 	ErrRefused = errors.New("address cannot be given")

@@ -131,7 +131,10 @@ type Attachment struct {
 	// Masquerade lists subnets that go out under the host's address.
 	Masquerade []netip.Prefix `json:"masquerade,omitempty"`
 	// Leases are the addresses it holds; written before the first link is made.
+	// Leased: they are objects of the cluster, of which some may be held that do not
+	// stand here yet.
 	Leases []Lease `json:"leases,omitempty"`
+	Leased bool    `json:"leased,omitempty"`
 	// Links are what was really made.
 	Links []Link `json:"links,omitempty"`
 	// ByPlugins are the differences from the plan that plugins after ours made, as

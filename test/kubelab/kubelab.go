@@ -17,6 +17,7 @@ package kubelab
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -134,6 +135,29 @@ func Shared(t testing.TB) *Cluster {
 		t.Fatalf("start a cluster: %v", shared.err)
 	}
 	return shared.cluster
+}
+
+// LeaseKind makes the kind AddressLease known to the API server, as deploy/weft.yaml
+// has it.
+func (c *Cluster) LeaseKind(t testing.TB) {
+	t.Helper()
+	manifest, err := os.ReadFile(filepath.Join(here(), "..", "..", "deploy", "weft.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), Patience)
+	defer cancel()
+	for document := range strings.SplitSeq(string(manifest), "\n---\n") {
+		if !strings.Contains(document, "kind: CustomResourceDefinition\n") {
+			continue
+		}
+		if out, err := c.Kubectl(ctx, document, "apply", "-f", "-"); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	if out, err := c.Kubectl(ctx, "", "wait", "--for=condition=Established", "--timeout=1m", "crd/addressleases.weft.network"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
 }
 
 // here is the folder of this package's sources.

@@ -1,0 +1,392 @@
+// Package lease gives addresses that are unique in a cluster. Each is held by an
+// AddressLease object, and that the API server makes no second one of a name is
+// the only lock. It is an ipam.Store for the attachments of one node, and keeps
+// that node's leases: what nobody uses any more is given back, also if the API
+// server was away when it ended.
+//
+// What stands in memory is a view of this node's own leases. What other nodes hold
+// is learned when they were faster.
+//
+// It has no journal of its own. An attachment's record says that addresses may be
+// taken for its sandbox before the first is; a lease names node and sandbox, so
+// what a lost record knew is found by listing. Only what could not be given back
+// lies in files, until it is.
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/weftnet/weft/api/v1alpha1"
+	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/ipam"
+	"github.com/weftnet/weft/internal/record"
+	"github.com/weftnet/weft/internal/store"
+)
+
+// How long the API server is waited for.
+const (
+	// takePatience is for one address, with all tries.
+	takePatience = 10 * time.Second
+	// askPatience is for one request.
+	askPatience = 5 * time.Second
+	// releasePatience is for one address at the end of an attachment: beyond it the
+	// release is kept for later.
+	releasePatience = 2 * time.Second
+	// awayFor is how long releases are kept for later without asking, after an API
+	// server did not answer.
+	awayFor = 2 * time.Second
+)
+
+// Options are what a Store is made of.
+type Options struct {
+	API store.Store
+	// Node is this node's name.
+	Node string
+	// Dir keeps what is to be given back when the API server is there again.
+	Dir string
+	Log *slog.Logger
+}
+
+// Store is what one node holds.
+type Store struct {
+	Options
+	// memory is what this node holds of all scopes, and what it is about to hold or
+	// to give back, so that nothing is handed out twice here.
+	memory *ipam.Memory
+	kept   *record.Kept
+	wake   chan struct{} // one: there is something to give back
+	jitter time.Duration
+
+	// files guards the files of kept; syncing is held while leases are listed.
+	files, syncing sync.Mutex
+
+	// mu guards what follows.
+	mu     sync.Mutex
+	leases map[key]*held
+	// synced: the API server has the kind, and our leases of before are known.
+	// chosen: addresses come from leases, though Whereabouts is there.
+	synced, chosen bool
+	// askedAt is when the kind was not served.
+	askedAt time.Time
+	// gone are owners that ended before our leases were known.
+	gone map[ipam.Owner]bool
+	// touched are the leases that changed since a listing began; nil: none runs.
+	touched map[key]bool
+	// away is until when the API server counts as away, lostAt is when its answer to a
+	// create was lost the last time.
+	away, lostAt time.Time
+	// others are the addresses other nodes are believed to hold.
+	others map[ipam.Scope]map[netip.Addr]learned
+	// walks are where to look next in each range, and looks when it was looked at.
+	walks map[walkKey]uint64
+	looks map[walkKey]time.Time
+}
+
+var _ ipam.Store = (*Store)(nil)
+
+// key is an address in its scope.
+type key struct {
+	scope ipam.Scope
+	addr  netip.Addr
+}
+
+func keyOf(l ipam.Lease) key { return key{l.Scope, l.Addr} }
+
+// held is a lease of this node.
+type held struct {
+	owner ipam.Owner
+	// uid and revision of its object; empty: it is not known to be there.
+	uid      types.UID
+	revision string
+	// unused is since when nobody uses it; zero: somebody does.
+	unused time.Time
+	// conflict: another has the address in the cluster.
+	conflict bool
+	// release is not nil once it is to be given back.
+	release *release
+}
+
+// release is a lease on its way back.
+type release struct {
+	done chan struct{} // closed when it is back
+	busy bool          // being done now
+}
+
+// New makes the store of a node, and takes up what an earlier one could not give
+// back.
+func New(options Options) (*Store, error) {
+	kept, err := record.OpenKept(options.Dir)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{
+		Options: options, memory: ipam.NewMemory(), kept: kept, wake: make(chan struct{}, 1), jitter: rand.N(listEvery / 2), //nolint:gosec // no secret
+		leases: map[key]*held{}, gone: map[ipam.Owner]bool{}, others: map[ipam.Scope]map[netip.Addr]learned{},
+		walks: map[walkKey]uint64{}, looks: map[walkKey]time.Time{},
+	}
+	list, err := kept.List()
+	if err != nil {
+		s.Log.Error("addresses to be given back cannot all be read; they are found by their sandboxes", "dir", filepath.Clean(options.Dir), "err", err)
+	}
+	for _, l := range list {
+		lease := ipam.Lease{Scope: ipam.Scope(l.Scope), Addr: l.Addr, Owner: ipam.Owner(l.Owner)}
+		if err := s.memory.Hold(lease); err != nil {
+			s.Log.Error("address to be given back", "address", l.Addr, "err", err)
+			continue
+		}
+		s.leases[keyOf(lease)] = &held{owner: lease.Owner, release: &release{done: make(chan struct{})}}
+	}
+	return s, nil
+}
+
+// TakeFrom takes an address that is unique on this machine.
+func (s *Store) TakeFrom(ctx context.Context, scope ipam.Scope, r ipam.Range, owner ipam.Owner) (netip.Addr, error) {
+	return s.memory.TakeFrom(ctx, scope, r, owner)
+}
+
+// Take notes who has an address here.
+func (s *Store) Take(_ context.Context, lease ipam.Lease) error { return s.memory.Hold(lease) }
+
+// Hold notes that an attachment has an address in the cluster, since before this
+// process began.
+func (s *Store) Hold(lease ipam.Lease) error {
+	if err := s.memory.Hold(lease); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.leases[keyOf(lease)] == nil {
+		s.leases[keyOf(lease)] = &held{owner: lease.Owner}
+	}
+	return nil
+}
+
+// Held lists what an owner holds, but for what is on its way back.
+func (s *Store) Held(ctx context.Context, owner ipam.Owner) ([]ipam.Lease, error) {
+	all, err := s.memory.Held(ctx, owner)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []ipam.Lease
+	for _, lease := range all {
+		if h := s.leases[keyOf(lease)]; h == nil || h.release == nil {
+			out = append(out, lease)
+		}
+	}
+	return out, nil
+}
+
+// Of gives the store as one attachment takes addresses of it that are unique in
+// the cluster.
+func (s *Store) Of(box *record.Sandbox, a *record.Attachment, config ipam.Config) ipam.Store {
+	taker := s.taker(box, a)
+	for _, set := range config.Sets {
+		for _, r := range set.Ranges {
+			taker.pools = append(taker.pools, r.Subnet)
+		}
+	}
+	return taker
+}
+
+func (s *Store) taker(box *record.Sandbox, a *record.Attachment) *taker {
+	return &taker{Store: s, sandbox: box.ID, ifName: string(a.Interface), network: a.Network, pod: box.Pod}
+}
+
+// taker is the store of one attachment.
+type taker struct {
+	*Store
+	sandbox, ifName, network string
+	pod                      record.Pod
+	// pools are the subnets addresses are taken from.
+	pools []netip.Prefix
+}
+
+var _ ipam.Store = (*taker)(nil)
+
+// Take holds an address for the attachment, in the cluster.
+func (t *taker) Take(ctx context.Context, lease ipam.Lease) error {
+	for {
+		if err := t.memory.Hold(lease); err != nil {
+			return err
+		}
+		there, returning := t.keepBack(lease)
+		if there {
+			return nil
+		}
+		if returning == nil {
+			break
+		}
+		select {
+		case <-returning:
+		case <-ctx.Done():
+			return unanswered(ctx.Err())
+		}
+	}
+	pool := ""
+	for _, p := range t.pools {
+		if p.Contains(lease.Addr) {
+			pool = p.String()
+			break
+		}
+	}
+	return t.settle(ctx, lease, t.create(ctx, lease, pool, true))
+}
+
+// settle clears up after a create that failed.
+func (s *Store) settle(ctx context.Context, lease ipam.Lease, err error) error {
+	if errors.Is(err, ipam.ErrUnanswered) {
+		s.doubt(lease)
+	} else if err != nil {
+		err = errors.Join(err, s.memory.Release(ctx, lease))
+	}
+	return err
+}
+
+// keepBack says whether the owner of a lease has it already. One that is to be given
+// back is kept, if that has not begun; else returning tells when it is back.
+func (s *Store) keepBack(lease ipam.Lease) (there bool, returning <-chan struct{}) {
+	s.mu.Lock()
+	h := s.leases[keyOf(lease)]
+	switch {
+	case h == nil || h.release == nil:
+		s.mu.Unlock()
+		return h != nil, nil
+	case h.release.busy:
+		s.mu.Unlock()
+		return false, h.release.done
+	}
+	delete(s.leases, keyOf(lease))
+	close(h.release.done)
+	s.mu.Unlock()
+	s.write(lease.Owner)
+	return false, nil
+}
+
+// spec gives the content of a lease.
+func (t *taker) spec(lease ipam.Lease, pool string) v1alpha1.AddressLeaseSpec {
+	spec := v1alpha1.AddressLeaseSpec{IP: lease.Addr, Scope: string(lease.Scope), Pool: pool, Network: t.network, Node: t.Node}
+	if namespace, name, ok := ipam.ParseClaimOwner(lease.Owner); ok {
+		spec.Owner = v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerClaim, Namespace: namespace, Name: name}
+		return spec
+	}
+	if namespace, name, ok := ipam.ParseNICOwner(lease.Owner); ok {
+		spec.Owner = v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerNIC, Namespace: namespace, Name: name}
+		return spec
+	}
+	spec.Sandbox, spec.Interface = t.sandbox, t.ifName
+	spec.Owner = v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerPod, Namespace: t.pod.Namespace, Name: t.pod.Name, UID: types.UID(t.pod.UID)}
+	return spec
+}
+
+// create makes the object of a lease that is held in memory. An answer that is lost
+// is asked for again, by the same name: the object tells whose it is. named: say
+// who holds it, if somebody does.
+func (t *taker) create(ctx context.Context, lease ipam.Lease, pool string, named bool) error {
+	ctx, cancel := context.WithTimeout(ctx, takePatience)
+	defer cancel()
+	obj := v1alpha1.AddressLease{Spec: t.spec(lease, pool)}
+	obj.Name, obj.Labels = Name(lease.Scope, lease.Addr), labels(obj.Spec)
+	document := obj.Object()
+	lost := false
+	for pause := 20 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		made, err := t.ask(ctx, func(ctx context.Context) (*store.Object, error) { return t.API.Create(ctx, document) })
+		if errors.Is(err, store.ErrExists) && !lost && !named {
+			return &ipam.TakenError{Addr: lease.Addr}
+		}
+		if errors.Is(err, store.ErrExists) {
+			made, err = t.ours(ctx, lease)
+			if errors.Is(err, store.ErrNotFound) {
+				continue // it has just come free
+			}
+		}
+		switch _, refused := errors.AsType[*hint.Error](err); {
+		case err == nil:
+			t.note(lease, made, lost)
+			return nil
+		case errors.Is(err, ipam.ErrTaken):
+			return err
+		case refused && !lost:
+			return err
+		}
+		lost = true
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return unanswered(err)
+		}
+	}
+}
+
+// ask asks the API server once.
+func (s *Store) ask(ctx context.Context, request func(context.Context) (*store.Object, error)) (*store.Object, error) {
+	asking, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	return request(asking)
+}
+
+// ours reads the object of a lease. The error is a TakenError if it is another's.
+func (s *Store) ours(ctx context.Context, lease ipam.Lease) (*store.Object, error) {
+	obj, err := s.ask(ctx, func(ctx context.Context) (*store.Object, error) {
+		return s.API.Get(ctx, v1alpha1.AddressLeaseKind, store.Key{Name: Name(lease.Scope, lease.Addr)})
+	})
+	if err != nil {
+		return nil, err
+	}
+	is, err := v1alpha1.LeaseFromObject(obj)
+	if err != nil {
+		return nil, &ipam.TakenError{Addr: lease.Addr, HolderName: "object AddressLease " + obj.GetName() + ", which cannot be read"}
+	}
+	if is.Spec.Node != s.Node || ownerOf(is.Spec) != lease.Owner || is.Spec.IP != lease.Addr || is.Spec.Scope != string(lease.Scope) {
+		return nil, &ipam.TakenError{Addr: lease.Addr, Holder: ownerOf(is.Spec), HolderName: holderName(is.Spec)}
+	}
+	return obj, nil
+}
+
+// note notes the object of a lease. lost: another request for it may be under way.
+func (s *Store) note(lease ipam.Lease, obj *store.Object, lost bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leases[keyOf(lease)] = &held{owner: lease.Owner, uid: obj.GetUID(), revision: obj.GetResourceVersion()}
+	if lost {
+		s.lostAt = time.Now()
+	}
+	s.touchLocked(keyOf(lease))
+	s.away = time.Time{}
+}
+
+func (s *Store) touchLocked(k key) {
+	if s.touched != nil {
+		s.touched[k] = true
+	}
+}
+
+// doubt has an address given back of which nobody knows whether it was taken.
+func (s *Store) doubt(lease ipam.Lease) {
+	s.mu.Lock()
+	s.leases[keyOf(lease)] = &held{owner: lease.Owner, release: &release{done: make(chan struct{})}}
+	s.lostAt = time.Now()
+	s.away = s.lostAt.Add(awayFor)
+	s.mu.Unlock()
+	s.Log.Warn("the API server did not say whether an address was taken; it is given back if it was", "address", lease.Addr, "owner", lease.Owner)
+	s.poke()
+}
+
+// unanswered says that the API server did not answer; the runtime tries again.
+func unanswered(err error) error {
+	return &hint.Error{
+		Field: "API server", Problem: "did not answer", Err: fmt.Errorf("%w: %w", ipam.ErrUnanswered, err),
+		Remedy: "see that it can be reached from this node; the runtime tries again",
+	}
+}

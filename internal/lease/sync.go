@@ -1,0 +1,310 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/weftnet/weft/api/v1alpha1"
+	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/ipam"
+	"github.com/weftnet/weft/internal/record"
+	"github.com/weftnet/weft/internal/store"
+)
+
+// Users says who uses addresses on this node.
+type Users interface {
+	// Uses says whether an attachment has an address, or is taking or giving it back.
+	// UserOf gives it, if it is at rest; else nil.
+	Uses(lease ipam.Lease) bool
+	UserOf(lease ipam.Lease) (*record.Sandbox, *record.Attachment)
+	// Alive says whether the container runtime has a sandbox, and Kept whether an
+	// object that addresses belong to is there. An error: that is not known now.
+	Alive(ctx context.Context, sandbox string) (bool, error)
+	Kept(ctx context.Context, owner ipam.Owner) (bool, error)
+}
+
+// How often things are looked at.
+const (
+	// sweepEvery is how often leases are compared with their users, in memory, and
+	// unusedFor how long nobody must use one that is given back.
+	sweepEvery, unusedFor = 10 * time.Second, 10 * time.Second
+	// listEvery is how often the API server is asked what this node holds, for what
+	// nobody can know of; jitter comes on top, lest all nodes ask at once.
+	listEvery = 10 * time.Minute
+	// After an answer was lost it is asked doubtEvery for doubtFor: the request may yet
+	// take effect, until the API server ends it (--request-timeout, a minute).
+	doubtEvery, doubtFor = 30 * time.Second, 2 * time.Minute
+	// retryPause is between tries while the API server is away.
+	retryPause = time.Second
+	// unservedFor is how long a kind that is not served is taken to be so, when an
+	// attachment asks, and unservedPause while none does.
+	unservedFor, unservedPause = 10 * time.Second, time.Minute
+)
+
+// unserved says that the API server has no such kind, as store/kube tells it.
+func unserved(err error) bool {
+	h, ok := errors.AsType[*hint.Error](err)
+	return ok && h.Field == "kind"
+}
+
+// Sync reads which leases this node has, and takes those up that it does not know.
+func (s *Store) Sync(ctx context.Context) error {
+	s.syncing.Lock()
+	defer s.syncing.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, takePatience)
+	defer cancel()
+	s.mu.Lock()
+	s.touched = map[key]bool{}
+	s.mu.Unlock()
+	list, _, err := s.API.List(ctx, v1alpha1.AddressLeaseKind, store.Selector{Labels: map[string]string{v1alpha1.NodeLabel: label(s.Node)}})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	touched := s.touched
+	s.touched = nil
+	if unserved(err) && !s.synced {
+		s.askedAt = time.Now()
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list address leases of node %s: %w", s.Node, err)
+	}
+	s.synced = true
+	there := map[key]bool{}
+	for _, obj := range list {
+		found, err := v1alpha1.LeaseFromObject(obj)
+		if err != nil {
+			s.Log.Error("an address lease cannot be read", "err", err)
+			continue
+		}
+		lease := ipam.Lease{Scope: ipam.Scope(found.Spec.Scope), Addr: found.Spec.IP, Owner: ownerOf(found.Spec)}
+		if found.Spec.Node == s.Node && !touched[keyOf(lease)] {
+			there[keyOf(lease)] = true
+			s.meetLocked(lease, obj)
+		}
+	}
+	for k, h := range s.leases {
+		if !there[k] && !touched[k] && h.release == nil {
+			h.uid, h.revision = "", "" // Sweep makes it anew
+		}
+	}
+	clear(s.gone)
+	return nil
+}
+
+// meetLocked takes up a lease that was listed.
+func (s *Store) meetLocked(lease ipam.Lease, obj *store.Object) {
+	h := s.leases[keyOf(lease)]
+	switch {
+	case h != nil && h.owner == lease.Owner:
+		if h.release == nil || !h.release.busy {
+			h.uid, h.revision = obj.GetUID(), obj.GetResourceVersion()
+		}
+		return
+	case h != nil:
+		s.Log.Error("an address is another's in the cluster than here", "address", lease.Addr, "cluster", lease.Owner, "here", h.owner)
+		return
+	}
+	if err := s.memory.Hold(lease); err != nil {
+		s.Log.Error("an address is another's in the cluster than here", "address", lease.Addr, "cluster", lease.Owner, "err", err)
+		return
+	}
+	h = &held{owner: lease.Owner, uid: obj.GetUID(), revision: obj.GetResourceVersion()}
+	if s.gone[lease.Owner] {
+		h.release = &release{done: make(chan struct{})}
+		s.poke()
+	}
+	s.leases[keyOf(lease)] = h
+}
+
+// poolKind is what Whereabouts keeps its addresses in.
+var poolKind = schema.GroupVersionKind{Group: "whereabouts.cni.cncf.io", Version: "v1alpha1", Kind: "IPPool"}
+
+// Serves says whether addresses come from leases: if the API server has the kind.
+// plugin: Whereabouts is installed on this node; as long as it holds addresses in
+// the cluster and nobody holds a lease, it goes on to give them.
+func (s *Store) Serves(ctx context.Context, plugin bool) (bool, error) {
+	s.mu.Lock()
+	asked := s.synced || !s.askedAt.IsZero() && time.Since(s.askedAt) < unservedFor
+	s.mu.Unlock()
+	if !asked {
+		if err := s.Sync(ctx); err != nil {
+			return false, unanswered(err)
+		}
+	}
+	s.mu.Lock()
+	served, settled := s.synced, len(s.leases) > 0 || s.chosen
+	s.mu.Unlock()
+	if !served || settled || !plugin {
+		return served, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, takePatience)
+	defer cancel()
+	pools, _, err := s.API.List(ctx, poolKind, store.Selector{})
+	if err != nil && !unserved(err) {
+		return false, unanswered(err)
+	}
+	inUse := 0
+	for _, pool := range pools {
+		spec, _ := pool.Object["spec"].(map[string]any)
+		allocations, _ := spec["allocations"].(map[string]any)
+		inUse += len(allocations)
+	}
+	if inUse > 0 {
+		leases, _, err := s.API.List(ctx, v1alpha1.AddressLeaseKind, store.Selector{})
+		if err != nil {
+			return false, unanswered(err)
+		}
+		if len(leases) == 0 {
+			return false, nil
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.chosen = true
+	return true, nil
+}
+
+// Sweep has leases given back that nobody uses any more, at the second look.
+func (s *Store) Sweep(ctx context.Context, users Users) {
+	s.mu.Lock()
+	var all []ipam.Lease
+	for k, h := range s.leases {
+		if h.release == nil {
+			all = append(all, ipam.Lease{Scope: k.scope, Addr: k.addr, Owner: h.owner})
+		}
+	}
+	s.mu.Unlock()
+	answers := true
+	for _, lease := range all {
+		used := s.used(ctx, lease, users)
+		if used && answers {
+			answers = s.assert(ctx, lease, users)
+		}
+		s.mu.Lock()
+		h := s.leases[keyOf(lease)]
+		switch {
+		case h == nil || h.owner != lease.Owner || h.release != nil:
+		case used:
+			h.unused = time.Time{}
+		case h.unused.IsZero():
+			h.unused = time.Now()
+		case time.Since(h.unused) >= unusedFor:
+			h.release = &release{done: make(chan struct{})}
+			s.Log.Warn("an address that nobody uses is given back", "address", lease.Addr, "owner", lease.Owner)
+			s.poke()
+		}
+		s.mu.Unlock()
+	}
+}
+
+// assert makes the object of a lease anew that an attachment has, and the cluster
+// does not: somebody deleted it, or the cluster's store is an older copy. false: the
+// API server is away.
+func (s *Store) assert(ctx context.Context, lease ipam.Lease, users Users) bool {
+	s.mu.Lock()
+	h := s.leases[keyOf(lease)]
+	lost := s.synced && h != nil && h.release == nil && h.uid == "" && !h.conflict
+	s.mu.Unlock()
+	if !lost {
+		return true
+	}
+	box, a := users.UserOf(lease)
+	if a == nil {
+		return true
+	}
+	pool := ""
+	for _, addr := range a.Plan.Pod.Addrs {
+		if addr.Prefix.Addr() == lease.Addr {
+			pool = addr.Prefix.Masked().String()
+		}
+	}
+	err := s.taker(box, a).create(ctx, lease, pool, true)
+	if errors.Is(err, ipam.ErrTaken) {
+		s.mu.Lock()
+		h.conflict = true // told once
+		s.mu.Unlock()
+		s.Log.Error("an address that a Pod here has is another's in the cluster: delete one of the two", "address", lease.Addr, "pod", box.Pod.String(), "interface", a.Interface, "err", err)
+		return true
+	}
+	if err != nil {
+		s.Log.Warn("an address that a Pod here has could not be taken anew in the cluster", "address", lease.Addr, "err", err)
+		return !errors.Is(err, ipam.ErrUnanswered)
+	}
+	s.Log.Warn("an address that a Pod here has was not held in the cluster; it is again", "address", lease.Addr, "pod", box.Pod.String(), "interface", a.Interface)
+	return true
+}
+
+// used says whether somebody may use an address.
+func (s *Store) used(ctx context.Context, lease ipam.Lease, users Users) bool {
+	if users.Uses(lease) {
+		return true
+	}
+	var is bool
+	var err error
+	_, _, claim := ipam.ParseClaimOwner(lease.Owner)
+	_, _, nic := ipam.ParseNICOwner(lease.Owner)
+	if claim || nic {
+		is, err = users.Kept(ctx, lease.Owner)
+	} else {
+		sandbox, _, _ := strings.Cut(string(lease.Owner), "/")
+		is, err = users.Alive(ctx, sandbox)
+	}
+	return is || err != nil
+}
+
+// Run keeps the node's leases until ctx ends.
+func (s *Store) Run(ctx context.Context, users Users) error {
+	sweep := time.NewTicker(sweepEvery)
+	defer sweep.Stop()
+	retry := time.NewTicker(retryPause)
+	defer retry.Stop()
+	listed := time.Now()
+	pending, told := true, ""
+	for {
+		if s.listingDue(listed) {
+			err := s.Sync(ctx)
+			listed = time.Now()
+			switch {
+			case err == nil:
+				told = ""
+			case ctx.Err() == nil && err.Error() != told:
+				told = err.Error()
+				s.Log.Warn("which addresses this node holds is not known yet", "err", err)
+			}
+		}
+		if pending {
+			pending = !s.drain(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.wake:
+			pending = true
+		case <-retry.C:
+		case <-sweep.C:
+			s.Sweep(ctx, users)
+		}
+	}
+}
+
+// listingDue says whether this node's leases are to be listed again, the last time
+// having been at listed.
+func (s *Store) listingDue(listed time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	since := time.Since(listed)
+	switch {
+	case !s.synced && !s.askedAt.IsZero():
+		return time.Since(s.askedAt) > unservedPause
+	case !s.synced:
+		return true
+	case !s.lostAt.IsZero() && time.Since(s.lostAt) < doubtFor:
+		return since > doubtEvery
+	}
+	return since > listEvery+s.jitter
+}
