@@ -43,14 +43,16 @@ type attaching struct {
 	owners map[netstate.IfName]ipam.Owner
 	// masquerades: a new attachment's subnet goes out under the host's address.
 	masquerades bool
-	// intent: the record may say what exists from here on.
-	intent bool
+	// announced: the record says that leases may have been taken. intent: it may
+	// say what exists from here on.
+	announced, intent bool
 }
 
 // attach makes the delegates' attachments, all or none. The steps, each of
 // which may be the last before a crash:
 //
-//	allocate   addresses of all native attachments (memory only)
+//	announce   the record says that addresses may be leased, if some are to be
+//	allocate   addresses of all native attachments (memory only, but for leases)
 //	intent     the record says what may exist from here on, addresses included
 //	apply      links of neighbouring native attachments, in one go
 //	exec ...   each plugin of each chain
@@ -94,13 +96,16 @@ func (t *attaching) run(ctx context.Context) error {
 	}
 	t.claims.introduce(t.box.ID, t.box.Pod)
 	allocated := measure(t.Observe, "ADD", "", "allocate")
+	if err := t.chooseLeases(ctx); err != nil {
+		return err
+	}
+	if err := t.announce(); err != nil {
+		return err
+	}
 	if err := t.allocateAll(ctx); err != nil {
 		return err
 	}
-	for _, w := range t.work {
-		t.box.Attachments = append(t.box.Attachments, w.rec)
-		t.box.Durable = t.box.Durable || w.Foreign()
-	}
+	t.admit()
 	if err := t.planAndClaim(); err != nil {
 		return err
 	}
@@ -342,6 +347,9 @@ func (t *attaching) rollBack(ctx context.Context, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 	defer t.giveBack(ctx)
+	if t.announced && !t.intent {
+		return t.retract(ctx)
+	}
 	if !t.intent {
 		t.box.Attachments = t.old
 		t.claims.set(t.box.ID, t.box)

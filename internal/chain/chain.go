@@ -75,7 +75,9 @@ type Options struct {
 	// Addresses keeps who holds which address. The engine takes in it, when it is
 	// made, whatever the records hold.
 	Addresses ipam.Store
-	Networks  Networks
+	// Leases gives addresses that are unique in the cluster; optional.
+	Leases   Leases
+	Networks Networks
 	// Claims is asked for the IPAMClaims that annotations name; optional: every
 	// one counts as existing.
 	Claims Claims
@@ -85,7 +87,8 @@ type Options struct {
 	// DeviceDir has the files that describe devices; optional, device.Dir.
 	DeviceDir string
 	// Cluster: other machines give addresses of the same networks. Those that are
-	// unique in a cluster come from their plugin, where it is installed.
+	// unique in a cluster come from Leases, or from their plugin, where it is
+	// installed.
 	Cluster bool
 	// Keep is told what an owner that outlives its attachments has, before one of
 	// them counts as made: it writes it down for Hold at the next start. Optional.
@@ -205,7 +208,11 @@ func (e *Engine) load(ctx context.Context) error {
 		for _, a := range box.Attachments {
 			for _, l := range a.Leases {
 				lease := ipam.Lease{Scope: ipam.Scope(l.Scope), Addr: l.Addr, Owner: ipam.Owner(l.Owner)}
-				if err := e.Addresses.Take(ctx, lease); err != nil {
+				take := e.Addresses.Take
+				if a.Leased && e.Leases != nil {
+					take = func(_ context.Context, lease ipam.Lease) error { return e.Leases.Hold(lease) }
+				}
+				if err := take(ctx, lease); err != nil {
 					e.Log.Error("address of a record is held by another", "sandbox", id, "address", l.Addr, "err", err)
 				}
 			}

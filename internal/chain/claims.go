@@ -41,7 +41,8 @@ type claim struct {
 	masquerade []netip.Prefix
 	macs       map[macKey]netstate.IfName
 	leases     []record.Lease
-	stages     []record.Stage // of its attachments
+	leasedBy   []netstate.IfName // of each of leases
+	stages     []record.Stage    // of its attachments
 }
 
 // sharedLink is a link of the host that several attachments stand on.
@@ -106,7 +107,9 @@ func (c *claims) set(id string, box *record.Sandbox) {
 		}
 		mine.stages = append(mine.stages, a.Stage)
 		mine.masquerade = append(mine.masquerade, a.Masquerade...)
-		mine.leases = append(mine.leases, a.Leases...)
+		for _, l := range a.Leases {
+			mine.leases, mine.leasedBy = append(mine.leases, l), append(mine.leasedBy, a.Interface)
+		}
 		if a.Selection != nil && a.Selection.MAC != "" {
 			mine.macs[macKey{a.Network, a.Selection.MAC}] = a.Interface
 		}

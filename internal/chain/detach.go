@@ -265,8 +265,9 @@ func (u *undoing) deleteNative(ctx context.Context, list []*record.Attachment) e
 // shares any more.
 func (u *undoing) conclude(ctx context.Context, list []*record.Attachment) error {
 	var errs []error
+	u.endLeases(ctx, list)
 	for _, a := range slices.Backward(list) {
-		if len(u.failed[a]) == 0 {
+		if len(u.failed[a]) == 0 && !a.Leased {
 			u.fail(a, u.release(ctx, a))
 		}
 		if len(u.failed[a]) == 0 && a.DeviceFile != "" {

@@ -51,7 +51,7 @@ func (e *Engine) Attach(ctx context.Context, id string, selection netattach.Sele
 	}
 	q := Question{
 		Sandbox: id, Pod: box.Pod, Selections: []netattach.Selection{selection}, First: freeNumber(box),
-		Present: box.Attachments, Kinds: e.Kinds, ForeignIPAM: e.foreignIPAM, FlatFile: readFlatFile, DeviceFiles: e.deviceFiles, parsed: e.parsed,
+		Present: box.Attachments, Kinds: e.Kinds, FlatFile: readFlatFile, DeviceFiles: e.deviceFiles, parsed: e.parsed,
 	}
 	if err := e.lookUp(ctx, &q, box.ConfDir); err != nil {
 		return nil, err
@@ -59,7 +59,7 @@ func (e *Engine) Attach(ctx context.Context, id string, selection netattach.Sele
 	if err := e.lookUpDevices(ctx, &q); err != nil {
 		return nil, err
 	}
-	delegates, err := Resolve(q)
+	delegates, err := e.answer(ctx, q)
 	if err != nil {
 		return nil, err
 	}

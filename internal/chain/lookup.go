@@ -9,7 +9,6 @@ import (
 
 	"github.com/weftnet/weft/api/netattach"
 	"github.com/weftnet/weft/internal/hint"
-	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/record"
 )
 
@@ -36,7 +35,7 @@ func (e *Engine) resolve(ctx context.Context, req Request) ([]Delegate, error) {
 	}
 	q := Question{
 		Sandbox: req.ID, Pod: req.Pod, IfName: req.IfName, RuntimeConfig: req.RuntimeConfig, CNIArgs: req.CNIArgs,
-		Selections: networks, First: 1, Kinds: e.Kinds, ForeignIPAM: e.foreignIPAM, FlatFile: readFlatFile, DeviceFiles: e.deviceFiles, parsed: e.parsed,
+		Selections: networks, First: 1, Kinds: e.Kinds, FlatFile: readFlatFile, DeviceFiles: e.deviceFiles, parsed: e.parsed,
 	}
 	if q.IfName == "" {
 		q.IfName = "eth0"
@@ -50,19 +49,18 @@ func (e *Engine) resolve(ctx context.Context, req Request) ([]Delegate, error) {
 	if err := e.lookUpDevices(ctx, &q); err != nil {
 		return nil, err
 	}
-	return Resolve(q)
+	return e.answer(ctx, q)
 }
 
-// foreignIPAM says whether the plugin of a type of IPAM is asked in our place.
-func (e *Engine) foreignIPAM(ipamType string) bool {
-	if !e.Cluster || !ipam.ClusterWide(ipamType) {
-		return false
+// answer is Resolve, with what this engine says of types of IPAM.
+func (e *Engine) answer(ctx context.Context, q Question) ([]Delegate, error) {
+	var failed func() error
+	q.ForeignIPAM, failed = e.foreignIPAM(ctx)
+	delegates, err := Resolve(q)
+	if problem := failed(); problem != nil {
+		return nil, problem
 	}
-	_, err := e.runner.find(call{plugin: ipamType})
-	if err != nil && e.warned.first("no plugin "+ipamType) {
-		e.Log.Warn("the plugin is not installed, so the addresses of its networks are unique on this machine only", "ipam", ipamType)
-	}
-	return err == nil
+	return delegates, err
 }
 
 // defaultNetwork finds the config of the default network: the Pod's own choice,

@@ -66,11 +66,21 @@ func (t *attaching) allocateAll(ctx context.Context) error {
 		if w.IPAM != "" {
 			continue
 		}
-		if err := t.allocate(ctx, w); err != nil {
+		if w.rec.Leased {
+			continue
+		}
+		err := t.refuseShared(w)
+		if err == nil {
+			err = t.allocate(ctx, w, t.alloc)
+		}
+		if err != nil {
 			errs = append(errs, blame(&w.Delegate, err))
 		}
 	}
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return t.allocateLeases(ctx)
 }
 
 // addressOwner says whose the addresses of an attachment are: a claim's that
@@ -85,20 +95,17 @@ func (t *attaching) addressOwner(d *Delegate) ipam.Owner {
 	return ipam.AttachmentOwner(t.box.ID, string(d.Interface))
 }
 
-func (t *attaching) allocate(ctx context.Context, w *attachment) error {
+func (t *attaching) allocate(ctx context.Context, w *attachment, alloc *ipam.Allocator) error {
 	config := w.Native.IPAM()
 	if config.Type == "" {
 		return nil
-	}
-	if err := t.refuseShared(w); err != nil {
-		return err
 	}
 	var err error
 	if w.heldBefore, err = t.Addresses.Held(ctx, w.owner); err != nil {
 		return fmt.Errorf("list addresses of %s: %w", w.owner, err)
 	}
-	got, err := t.alloc.Allocate(ctx, config, w.owner)
-	if taken, ok := errors.AsType[*ipam.TakenError](err); ok {
+	got, err := alloc.Allocate(ctx, config, w.owner)
+	if taken, ok := errors.AsType[*ipam.TakenError](err); ok && taken.HolderName == "" {
 		taken.HolderName = t.claims.holderName(taken.Holder)
 	}
 	if err != nil {

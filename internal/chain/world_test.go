@@ -110,6 +110,8 @@ type world struct {
 	devices  Devices
 	log      bytes.Buffer
 	wrap     func(Dataplane) Dataplane
+	// cluster, if set, makes the machine a cluster's node.
+	cluster func(*Options)
 }
 
 const instance = "chaintest"
@@ -194,12 +196,16 @@ func (w *world) restart() {
 	if w.wrap != nil {
 		plane = w.wrap(dp)
 	}
-	w.engine, err = New(w.t.Context(), Options{
+	options := Options{
 		Instance: instance, Machine: "machine", Records: w.records, Dataplane: plane, Host: dp.Host(), Addresses: w.memory, Networks: w.nads,
 		Default: DefaultNetwork{Config: []byte(w.defaults)}, BinDirs: []string{binDir}, PluginTimeout: w.timeout, HostNS: w.host, BootID: w.boot,
 		Devices: w.devices, DeviceDir: filepath.Join(w.dir, "devinfo"),
 		Log: slog.New(slog.NewTextHandler(&w.log, &slog.HandlerOptions{Level: slog.LevelInfo})),
-	})
+	}
+	if w.cluster != nil {
+		w.cluster(&options)
+	}
+	w.engine, err = New(w.t.Context(), options)
 	if err != nil {
 		w.t.Fatal(err)
 	}

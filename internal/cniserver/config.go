@@ -14,6 +14,7 @@ import (
 	"github.com/weftnet/weft/internal/chain"
 	"github.com/weftnet/weft/internal/device"
 	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/record"
 )
 
@@ -238,7 +239,7 @@ func cniError(err error) (code uint) {
 	switch {
 	case errors.Is(err, chain.ErrUnknownNetwork):
 		return types.ErrInvalidNetworkConfig
-	case errors.Is(err, ErrTryAgain), errors.Is(err, device.ErrNotYet):
+	case errors.Is(err, ErrTryAgain), errors.Is(err, device.ErrNotYet), errors.Is(err, ipam.ErrUnanswered):
 		return types.ErrTryAgainLater
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EROFS):
 		return types.ErrIOFailure

@@ -128,7 +128,8 @@ func (d Direct) open(ctx context.Context, options chain.Options) (engine *chain.
 	}
 	closeAll = func() error { return errors.Join(plane.Close(), release()) }
 	options.Instance, options.Machine, options.BinDirs, options.Log = d.Instance, d.Machine, d.BinDirs, d.Log
-	options.Records, options.Dataplane, options.Host, options.Addresses = records, plane, plane.Host(), ipam.NewMemory()
+	memory := ipam.NewMemory()
+	options.Records, options.Dataplane, options.Host, options.Addresses, options.Leases = records, plane, plane.Host(), memory, d.leases(memory)
 	engine, err = chain.New(ctx, options)
 	if err != nil {
 		return nil, nil, errors.Join(err, closeAll())

@@ -18,9 +18,10 @@ import (
 
 // Users says who uses addresses on this node.
 type Users interface {
-	// Uses says whether an attachment has an address, or is taking or giving it back.
-	// UserOf gives it, if it is at rest; else nil.
-	Uses(lease ipam.Lease) bool
+	// IfUnused calls then, and says so, unless an attachment has an address or is
+	// taking it; none begins to meanwhile. UserOf gives the one that has it; nil, if
+	// that is not at rest.
+	IfUnused(lease ipam.Lease, then func()) bool
 	UserOf(lease ipam.Lease) (*record.Sandbox, *record.Attachment)
 	// Alive says whether the container runtime has a sandbox, and Kept whether an
 	// object that addresses belong to is there. An error: that is not known now.
@@ -181,24 +182,40 @@ func (s *Store) Sweep(ctx context.Context, users Users) {
 	s.mu.Unlock()
 	answers := true
 	for _, lease := range all {
-		used := s.used(ctx, lease, users)
-		if used && answers {
-			answers = s.assert(ctx, lease, users)
+		switch unused := users.IfUnused(lease, func() {}); {
+		case !unused:
+			s.again(lease)
+			answers = answers && s.assert(ctx, lease, users)
+		case s.wanted(ctx, lease, users):
+			s.again(lease)
+		default:
+			users.IfUnused(lease, func() { s.unused(lease) })
 		}
-		s.mu.Lock()
-		h := s.leases[keyOf(lease)]
-		switch {
-		case h == nil || h.owner != lease.Owner || h.release != nil:
-		case used:
-			h.unused = time.Time{}
-		case h.unused.IsZero():
-			h.unused = time.Now()
-		case time.Since(h.unused) >= unusedFor:
-			h.release = &release{done: make(chan struct{})}
-			s.Log.Warn("an address that nobody uses is given back", "address", lease.Addr, "owner", lease.Owner)
-			s.poke()
-		}
-		s.mu.Unlock()
+	}
+}
+
+// again notes that a lease is used.
+func (s *Store) again(lease ipam.Lease) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if h := s.leases[keyOf(lease)]; h != nil {
+		h.unused = time.Time{}
+	}
+}
+
+// unused notes that nobody uses a lease, and has it given back the second time.
+func (s *Store) unused(lease ipam.Lease) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.leases[keyOf(lease)]
+	switch {
+	case h == nil || h.owner != lease.Owner || h.release != nil:
+	case h.unused.IsZero():
+		h.unused = time.Now()
+	case time.Since(h.unused) >= unusedFor:
+		h.release = &release{done: make(chan struct{})}
+		s.Log.Warn("an address that nobody uses is given back", "address", lease.Addr, "owner", lease.Owner)
+		s.poke()
 	}
 }
 
@@ -239,11 +256,8 @@ func (s *Store) assert(ctx context.Context, lease ipam.Lease, users Users) bool 
 	return true
 }
 
-// used says whether somebody may use an address.
-func (s *Store) used(ctx context.Context, lease ipam.Lease, users Users) bool {
-	if users.Uses(lease) {
-		return true
-	}
+// wanted says whether the owner of an address that no attachment has may be there.
+func (s *Store) wanted(ctx context.Context, lease ipam.Lease, users Users) bool {
 	var is bool
 	var err error
 	_, _, claim := ipam.ParseClaimOwner(lease.Owner)

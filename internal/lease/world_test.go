@@ -137,12 +137,14 @@ type node struct {
 	mu    sync.Mutex
 	boxes map[string]*record.Sandbox
 	alive map[string]bool
-	end   func() // ends Run
+	// adding are the sandboxes that are just being attached.
+	adding map[string]bool
+	end    func() // ends Run
 }
 
 func newNode(t testing.TB, api *faults, name string) *node {
 	t.Helper()
-	n := &node{t: t, api: api, name: name, dir: t.TempDir(), boxes: map[string]*record.Sandbox{}, alive: map[string]bool{}}
+	n := &node{t: t, api: api, name: name, dir: t.TempDir(), boxes: map[string]*record.Sandbox{}, alive: map[string]bool{}, adding: map[string]bool{}}
 	n.start()
 	return n
 }
@@ -179,10 +181,16 @@ func (n *node) run() {
 	n.t.Cleanup(n.end)
 }
 
-// Uses, UserOf, Alive and Kept make it the Users of its store.
-func (n *node) Uses(lease ipam.Lease) bool {
-	box, _ := n.UserOf(lease)
-	return box != nil
+// IfUnused, UserOf, Alive and Kept make it the Users of its store.
+func (n *node) IfUnused(lease ipam.Lease, then func()) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	sandbox, _, _ := strings.Cut(string(lease.Owner), "/")
+	unused := n.boxes[sandbox] == nil && !n.adding[sandbox]
+	if unused {
+		then()
+	}
+	return unused
 }
 
 // UserOf finds an attachment.
@@ -225,6 +233,14 @@ func (n *node) add(config ipam.Config, sandbox string) ([]string, error) {
 	a := &record.Attachment{Network: "demo/lan", Interface: "net1", Leased: true, Stage: record.Attached}
 	box := &record.Sandbox{ID: sandbox, Pod: pod, Attachments: []*record.Attachment{a}}
 	owner := ipam.AttachmentOwner(sandbox, "net1")
+	n.mu.Lock()
+	n.adding[sandbox] = true
+	n.mu.Unlock()
+	defer func() {
+		n.mu.Lock()
+		delete(n.adding, sandbox)
+		n.mu.Unlock()
+	}()
 	got, err := ipam.NewConcurrentAllocator(n.Of(box, a, config)).Allocate(n.t.Context(), config, owner)
 	if err != nil {
 		return nil, err

@@ -27,7 +27,6 @@ import (
 	"github.com/weftnet/weft/internal/device"
 	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/install"
-	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/linux"
 	"github.com/weftnet/weft/internal/metrics"
 	"github.com/weftnet/weft/internal/networks"
@@ -79,6 +78,7 @@ type agent struct {
 	loop   *reconcile.Loop
 	looks  *reconcile.Loop // at what Pods have
 	claims *claims
+	leases *leases
 	count  *metrics.Metrics
 	socket string // where runtimes ask us
 	log    *slog.Logger
@@ -141,14 +141,20 @@ func Run(ctx context.Context, opt Options) (err error) {
 	if err != nil {
 		return err
 	}
+	a.leases, err = newLeases(a, opt)
+	if err != nil {
+		return err
+	}
+	a.leases.begin(ctx)
 	a.engine, err = chain.New(ctx, chain.Options{
-		Instance: opt.Instance, Machine: opt.Node, Records: records, Dataplane: plane, Host: plane.Host(), Addresses: ipam.NewMemory(),
+		Instance: opt.Instance, Machine: opt.Node, Records: records, Dataplane: plane, Host: plane.Host(), Addresses: a.leases, Leases: a.leases,
 		Networks: definitions{networks.Definitions{Reader: a.cache}, networks.Definitions{Reader: a.api}}, BinDirs: opt.BinDirs, HostRoot: opt.HostRoot,
 		Cluster: true, Claims: a.claims, Keep: a.claims.keep, Devices: device.NewKubelet(opt.HostRoot, opt.KubeletDir), Observe: a.observe, Warned: a.warned, Log: opt.Log,
 	})
 	if err != nil {
 		return err
 	}
+	a.leases.engine = a.engine
 	if err := a.claims.hold(ctx, a.engine); err != nil {
 		opt.Log.Error("keep addresses of IPAMClaims", "err", err)
 	}
@@ -178,7 +184,7 @@ type task interface {
 func (a *agent) run(ctx context.Context, opt Options) error {
 	a.calls = a.server.Load().Working
 	group, ctx := errgroup.WithContext(ctx)
-	tasks := []task{a.cache, a.loop, a.looks, a.claims.loop, reconcile.Source{Store: a.cache, GVK: podKind, Loop: a.loop}, a.server.Load(), definer{a.api, a.log}, thrift{a.added.Load}, news{opt.Instance, nil, a.attachedPods, a.looks.Add, a.log}}
+	tasks := []task{a.cache, a.loop, a.looks, a.claims.loop, a.leases, reconcile.Source{Store: a.cache, GVK: podKind, Loop: a.loop}, a.server.Load(), definer{a.api, a.log}, thrift{a.added.Load}, news{opt.Instance, nil, a.attachedPods, a.looks.Add, a.log}}
 	if opt.Install != nil {
 		tasks = append(tasks, opt.Install)
 	}

@@ -433,7 +433,7 @@ func (l *lab) leftovers() error {
 	if tables := l.in(l.c.NetNS(), "nft", "list", "tables"); strings.Contains(tables, "weft") {
 		left = append(left, tables)
 	}
-	for _, pattern := range []string{"attachments/*.json*", "run/attachments/*.json*", "dels/*", "claims/*", "rec/state/*"} {
+	for _, pattern := range []string{"attachments/*.json*", "run/attachments/*.json*", "dels/*", "claims/*", "leases/*.json", "rec/state/*"} {
 		files, err := filepath.Glob(filepath.Join(l.dir, pattern))
 		if err != nil {
 			return err
