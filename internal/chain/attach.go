@@ -180,9 +180,9 @@ func (t *attaching) applyNative(ctx context.Context, group []*attachment) error 
 	if err != nil {
 		return err
 	}
-	seen := t.look.lastSeen()
+	seen, plans := t.look.lastSeen(), []netstate.Plan{want}
 	for _, w := range group {
-		want = mergePlans(want, w.rec.Plan)
+		plans = append(plans, w.rec.Plan)
 		seen = append(seen, unmade(w.rec)...)
 		if len(w.out.Remove) > 0 {
 			last.Host.Addrs = append(last.Host.Addrs, w.out.Remove...)
@@ -196,7 +196,7 @@ func (t *attaching) applyNative(ctx context.Context, group []*attachment) error 
 		return err
 	}
 	applied := measure(t.Observe, "ADD", pluginOf(group), "apply")
-	facts, err := t.Dataplane.ReplaceIn(ctx, pod, last, want, seen)
+	facts, err := t.Dataplane.ReplaceIn(ctx, pod, last, mergePlans(plans...), seen)
 	if err == nil && t.masquerades {
 		err = t.syncMasquerade(ctx)
 	}
@@ -277,31 +277,6 @@ func (t *attaching) steerPlanned(group []*attachment) (last, want netstate.Plan,
 		}
 	}
 	return t.look.changeDefaults(made, theirs)
-}
-
-// mergePlans puts two plans into one. Links and tables bring their own marks.
-func mergePlans(a, b netstate.Plan) netstate.Plan {
-	for _, side := range []netstate.Side{netstate.Host, netstate.Pod} {
-		to, from := a.At(side), b.At(side)
-		for _, l := range from.Links {
-			if l.Alias == "" && l.Presence != netstate.Existing {
-				l.Alias = b.Alias
-			}
-			to.Links = append(to.Links[:len(to.Links):len(to.Links)], l)
-		}
-		for _, table := range from.Tables {
-			if table.Alias == "" {
-				table.Alias = b.Alias
-			}
-			to.Tables = append(to.Tables[:len(to.Tables):len(to.Tables)], table)
-		}
-		to.Addrs = append(to.Addrs[:len(to.Addrs):len(to.Addrs)], from.Addrs...)
-		to.Routes = append(to.Routes[:len(to.Routes):len(to.Routes)], from.Routes...)
-		to.Rules = append(to.Rules[:len(to.Rules):len(to.Rules)], from.Rules...)
-		to.FDB = append(to.FDB[:len(to.FDB):len(to.FDB)], from.FDB...)
-		to.Sysctls = append(to.Sysctls[:len(to.Sysctls):len(to.Sysctls)], from.Sysctls...)
-	}
-	return a
 }
 
 func (t *attaching) keepResult(w *attachment) error {

@@ -231,9 +231,9 @@ func (u *undoing) deleteNative(ctx context.Context, list []*record.Attachment) e
 	if err := u.step("delete"); err != nil {
 		return err
 	}
-	var last netstate.Plan
+	var plans []netstate.Plan
 	for _, a := range list {
-		last = mergePlans(last, a.Plan)
+		plans = append(plans, a.Plan)
 		for _, l := range a.Plan.Host.Links {
 			if l.Presence == netstate.Shared {
 				u.shared = append(u.shared, sharedLink{l.Name, l.Kind, l.Alias})
@@ -248,7 +248,7 @@ func (u *undoing) deleteNative(ctx context.Context, list []*record.Attachment) e
 	if u.gone {
 		netns = ""
 	}
-	if len(last.Host.Links)+len(last.Pod.Links) > 0 {
+	if last := mergePlans(plans...); len(last.Host.Links)+len(last.Pod.Links) > 0 {
 		deleted := measure(u.Observe, "DEL", "", "delete")
 		err := u.Dataplane.Delete(ctx, netns, last)
 		deleted()

@@ -83,19 +83,19 @@ func refuseGone(box *record.Sandbox) error {
 func (e *Engine) inspectAll(ctx context.Context, eyes *look, box *record.Sandbox) ([]Finding, error) {
 	var all []Finding
 	native := map[int]netstate.Plan{} // by place in all
-	var together netstate.Plan
+	var plans []netstate.Plan
 	for i, a := range box.Attachments {
 		found, want, err := inspect(eyes, a)
 		if err != nil {
 			return nil, fmt.Errorf("inspect %s: %w", a.Interface, err)
 		}
 		if want != nil {
-			native[i], together = *want, mergePlans(together, *want)
+			native[i], plans = *want, append(plans, *want)
 		}
 		all = append(all, found)
 	}
 	if len(native) > 1 { // one look at them all mostly suffices
-		ops, err := e.Dataplane.Check(ctx, box.NetNS, together)
+		ops, err := e.Dataplane.Check(ctx, box.NetNS, mergePlans(plans...))
 		if err != nil || len(ops) == 0 {
 			return all, err
 		}
