@@ -78,8 +78,8 @@ func (a *agent) watchOver(ctx context.Context, key store.Key) (time.Duration, er
 		return next, nil // it is ending, or being worked on
 	case err != nil:
 		return 0, err
-	case !isPod(pod, box.Pod.UID):
-		return next, nil // another Pod of that name had it
+	case ending(box), !isPod(pod, box.Pod.UID):
+		return next, nil // in the latter case another Pod of that name had it
 	}
 	differs := lacking(found) != ""
 	if differs && !seen.suspect {

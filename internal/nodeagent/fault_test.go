@@ -1,6 +1,7 @@
 package nodeagent
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -200,17 +201,79 @@ func TestStartsWithoutAPI(t *testing.T) {
 	l.nothingLeft()
 }
 
+// ill puts a plugin "shy" beside the others that works as long as the file it gives
+// is not there.
+func (l *lab) ill() (path string) {
+	l.t.Helper()
+	path = filepath.Join(l.dir, "ill")
+	script := "#!/bin/sh\nif [ -e " + path + " ]; then cat >/dev/null; exit 1; fi\nexec " + l.bin + "/alpha\n"
+	if err := os.WriteFile(filepath.Join(l.bin, "shy"), []byte(script), 0o700); err != nil {
+		l.t.Fatal(err)
+	}
+	return path
+}
+
+// shy makes a network with that plugin.
+func (l *lab) shy() {
+	l.t.Helper()
+	l.nad("shy", `{"cniVersion":"1.0.0","plugins":[{"type":"bridge","bridge":"shy0","ipam":{"type":"host-local","subnet":"10.65.0.0/24"}},{"type":"shy","dir":"`+l.dir+`/rec"}]}`)
+}
+
+// TestEndingIsNotTold: while a sandbox is taken back, its Pod's status stays as it
+// is, and no event tells of what is left.
+func TestEndingIsNotTold(t *testing.T) {
+	l := newLab(t)
+	ill := l.ill()
+	l.start()
+	l.shy()
+	p, other := l.pod("shy"), l.pod("")
+	for _, one := range []*pod{p, other} {
+		one.sandbox(true)
+		if err := one.add(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.agrees("eth0", "net1")
+	other.agrees("eth0")
+	have := p.addresses()
+	told := fmt.Sprintf("Normal AddedInterface Add eth0 [%s/24] from primary, net1 [%s/24] from %s/shy", have["eth0"], have["net1"], l.ns)
+	l.says(p.key.Name, told)
+	if err := os.WriteFile(ill, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.call(func() error { return p.runtime.DelNetworkList(t.Context(), p.list(), p.now) }); err == nil {
+		t.Fatal("DEL went well, though a plugin's failed")
+	}
+	p.annotate("changed", "yes")
+	other.annotate(netattach.NetworksAnnotation, "shy-not") // tried, and told of, after that
+	l.eventually("the other Pod has been looked at", func() error {
+		text, err := os.ReadFile(filepath.Join(l.dir, "log"))
+		if err == nil && !strings.Contains(string(text), "shy-not") {
+			err = errors.New("not yet")
+		}
+		return err
+	})
+	tells, err := p.status()
+	if err != nil || len(tells) != 2 {
+		t.Errorf("network-status tells %v (%v), want two networks as before", tells, err)
+	}
+	l.says(p.key.Name, told)
+	if err := os.Remove(ill); err != nil {
+		t.Fatal(err)
+	}
+	other.annotate(netattach.NetworksAnnotation, "")
+	p.end()
+	other.end()
+	l.nothingLeft()
+}
+
 // TestHotplugThatResists: a network that can neither be attached nor rolled back
 // is tried again until it is there, and leaves one attachment and no more.
 func TestHotplugThatResists(t *testing.T) {
 	l := newLab(t)
-	ill := filepath.Join(l.dir, "ill")
-	script := "#!/bin/sh\nif [ -e " + ill + " ]; then cat >/dev/null; exit 1; fi\nexec " + l.bin + "/alpha\n"
-	if err := os.WriteFile(filepath.Join(l.bin, "shy"), []byte(script), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	ill := l.ill()
 	l.start()
-	l.nad("shy", `{"cniVersion":"1.0.0","plugins":[{"type":"bridge","bridge":"shy0","ipam":{"type":"host-local","subnet":"10.65.0.0/24"}},{"type":"shy","dir":"`+l.dir+`/rec"}]}`)
+	l.shy()
 	p := l.pod("")
 	p.sandbox(true)
 	if err := p.add(); err != nil {

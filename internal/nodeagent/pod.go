@@ -67,7 +67,7 @@ func (a *agent) reconcile(ctx context.Context, key store.Key) (time.Duration, er
 		return 0, fmt.Errorf("read Pod %s: %w", key, err)
 	}
 	box, err := a.sandbox(pod)
-	if err != nil || box == nil || pod.GetDeletionTimestamp() != nil {
+	if err != nil || box == nil || ending(box) || pod.GetDeletionTimestamp() != nil {
 		return 0, err
 	}
 	if !a.watches(key, pod.GetUID()) {
@@ -77,15 +77,18 @@ func (a *agent) reconcile(ctx context.Context, key store.Key) (time.Duration, er
 	return 0, errors.Join(changeErr, a.writeStatus(ctx, pod, box), a.claims.tell(ctx, box))
 }
 
+// ending says that a sandbox is being taken back, or resists: nothing is attached to
+// it any more, and the Pod's status stays as it was.
+func ending(box *record.Sandbox) bool {
+	return !slices.ContainsFunc(box.Attachments, func(a *record.Attachment) bool { return a.Stage == record.Attached })
+}
+
 // change attaches what the annotation has newly and detaches what it no longer
 // has.
 func (a *agent) change(ctx context.Context, pod *store.Object, box *record.Sandbox) (*record.Sandbox, error) {
 	wanted, err := netattach.ParseNetworks(pod.GetAnnotations()[netattach.NetworksAnnotation], pod.GetNamespace())
 	if err != nil {
 		return box, err // nothing is taken off for a slip of the pen
-	}
-	if !slices.ContainsFunc(box.Attachments, func(a *record.Attachment) bool { return a.Stage == record.Attached }) {
-		return box, nil // the sandbox is ending
 	}
 	attach, detach := compare(wanted, box.Attachments)
 	resists := map[string]bool{} // networks, of which another try would leave one more
