@@ -227,6 +227,7 @@ func (w *writer) attachment(a *Attachment) {
 	some(w, "hasDefaults", a.HasDefaults, (*writer).route)
 	some(w, "masquerade", a.Masquerade, (*writer).prefixValue)
 	some(w, "leases", a.Leases, (*writer).lease)
+	w.flag("leased", a.Leased)
 	some(w, "links", a.Links, (*writer).made)
 	some(w, "byPlugins", a.ByPlugins, (*writer).value)
 	if len(a.Result) > 0 {
