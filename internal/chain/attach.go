@@ -309,7 +309,7 @@ func (t *attaching) conclude(ctx context.Context) error {
 		return err
 	}
 	recorded := measure(t.Observe, "ADD", "", "record")
-	if err := t.save(t.box); err != nil {
+	if err := t.note(t.box); err != nil {
 		return err
 	}
 	recorded()

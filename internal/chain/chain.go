@@ -395,3 +395,10 @@ func (e *Engine) save(box *record.Sandbox) error {
 	e.claims.set(box.ID, box)
 	return e.Records.Save(box)
 }
+
+// note is save for what a reboot makes meaningless: how far attachments are that
+// the disk knows of.
+func (e *Engine) note(box *record.Sandbox) error {
+	e.claims.set(box.ID, box)
+	return e.Records.Note(box)
+}

@@ -68,7 +68,7 @@ func (e *Engine) undoWith(ctx context.Context, u *undoing, list []*record.Attach
 			a.Stage = record.Detaching
 		}
 	}
-	if err := e.save(box); err != nil {
+	if err := e.note(box); err != nil {
 		// A full disk must not keep anybody from giving back: dying on the way, we
 		// leave a record that says attached, and the next DEL works from that.
 		e.Log.Error("record of what is being detached; going on", "sandbox", box.ID, "err", err)

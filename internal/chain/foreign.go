@@ -45,7 +45,7 @@ func (t *attaching) execIPAM(ctx context.Context, w *attachment) error {
 	if err := honouredIPs(w, result); err != nil {
 		return err
 	}
-	return t.save(t.box)
+	return t.note(t.box)
 }
 
 func (t *attaching) call(w *attachment, plugin, verb string, config []byte) call {

@@ -33,10 +33,11 @@ import (
 //	                            somebody works on
 //
 // A sandbox's file is made by writing .tmp and renaming it, so that a reader sees
-// nothing or the whole. A Durable one changes in the same way, with fsync of file
-// and directory. The others change by a line that is added: a writer that dies in
-// its middle leaves one without an end, and the line before it counts. A sandbox
-// that becomes Durable has a file in both for a moment: that on the disk counts.
+// nothing or the whole; a Durable one with fsync of file and directory. It changes
+// by a line that is added: a writer that dies in its middle leaves one without an
+// end, and the line before it counts. What a Durable one must not lose with the
+// power is saved like a new one instead. A sandbox that becomes Durable has a file
+// in both for a moment: that on the disk counts.
 const (
 	suffix        = ".json"
 	tmpSuffix     = suffix + ".tmp"
@@ -264,8 +265,15 @@ func setAside(id, path string, cause error) error {
 	return &DamagedError{ID: id, Path: target, Err: cause}
 }
 
-// Save writes one record, whole or not at all.
-func (s *Store) Save(sandbox *Sandbox) error {
+// Save writes one record, whole or not at all. When it returns, a Durable one is on
+// the disk.
+func (s *Store) Save(sandbox *Sandbox) error { return s.save(sandbox, sandbox.Durable) }
+
+// Note is Save for a change that may be lost with the power, though the record must
+// not: a reboot undoes what it tells of, whatever became of it.
+func (s *Store) Note(sandbox *Sandbox) error { return s.save(sandbox, false) }
+
+func (s *Store) save(sandbox *Sandbox, sync bool) error {
 	if err := checkID(sandbox.ID); err != nil {
 		return err
 	}
@@ -275,7 +283,7 @@ func (s *Store) Save(sandbox *Sandbox) error {
 		return fmt.Errorf("encode record of sandbox %s: %w", sandbox.ID, err)
 	}
 	path := s.Path(sandbox.ID, sandbox.Durable)
-	if !sandbox.Durable {
+	if !sync {
 		added, err := addLine(path, data)
 		if added || err != nil {
 			return err
