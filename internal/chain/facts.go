@@ -20,7 +20,13 @@ type look struct {
 	pod     *linux.NS // nil until somebody looks there
 	// seen are links of the host, for who changes something next.
 	seen []linux.Link
+	// often: the look is one of many, without the plugins that made what is there.
+	often bool
 }
+
+// leaves says whether what the vendor of a primary network may have changed since
+// is left alone.
+func (l *look) leaves(a *record.Attachment) bool { return l.often && a.Default && !a.NativeMain }
 
 func (e *Engine) look(podPath string) *look { return &look{host: e.Host, podPath: podPath} }
 

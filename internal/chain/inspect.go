@@ -31,26 +31,24 @@ func (f Finding) String() string {
 	return fmt.Sprintf("interface %s (network %s) lacks: %s", f.Interface, f.Network, strings.Join(f.Lacks, "; "))
 }
 
-// Inspect compares attachments of a sandbox with the kernel: those that which
-// says. It gives the record too, of which nothing may be changed. Unlike Check it
-// runs no plugin, so it may be called often.
-func (e *Engine) Inspect(ctx context.Context, id string, which func(*record.Attachment) bool) (*record.Sandbox, []Finding, error) {
+// Inspect compares the attachments of a sandbox with the kernel. It gives the
+// record too, of which nothing may be changed. Unlike Check it runs no plugin, so it
+// may be called often, and of a primary network that another's plugin made it looks
+// only whether the link is there, up, and has its addresses: its vendor looks after
+// the rest, in ways we do not know.
+func (e *Engine) Inspect(ctx context.Context, id string) (*record.Sandbox, []Finding, error) {
 	box, unlock, err := e.locked(ctx, id)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer unlock()
-	chosen := *box
-	chosen.Attachments = slices.DeleteFunc(slices.Clone(box.Attachments), func(a *record.Attachment) bool { return !which(a) })
-	if len(chosen.Attachments) == 0 {
-		return box, nil, nil
-	}
 	if err := refuseGone(box); err != nil {
 		return nil, nil, err
 	}
 	eyes := e.look(box.NetNS)
+	eyes.often = true
 	defer eyes.close()
-	found, err := e.inspectWhole(ctx, eyes, &chosen)
+	found, err := e.inspectWhole(ctx, eyes, box)
 	return box, found, err
 }
 
@@ -237,8 +235,11 @@ func inspectForeign(eyes *look, a *record.Attachment) ([]string, error) {
 		}
 		found = append(found, lacks...)
 	}
+	if len(a.Moved) > 0 || eyes.leaves(a) {
+		return found, nil
+	}
 	has, err := eyes.podDefaults(a.Interface)
-	if err != nil || len(a.Moved) > 0 {
+	if err != nil {
 		return found, err
 	}
 	for _, r := range a.HasDefaults {
@@ -264,8 +265,10 @@ func inspectLink(eyes *look, a *record.Attachment, made record.Link) ([]string, 
 		}
 	}
 	now := links[0]
-	set(now.MAC != made.MAC, "address %s", made.MAC)
-	set(made.MTU != 0 && now.MTU != made.MTU, "mtu %d", made.MTU)
+	if !eyes.leaves(a) {
+		set(now.MAC != made.MAC, "address %s", made.MAC)
+		set(made.MTU != 0 && now.MTU != made.MTU, "mtu %d", made.MTU)
+	}
 	set(made.Up && !now.Up, "%s", "up")
 	for _, p := range made.Addrs {
 		if !slices.Contains(now.Addrs, p) {

@@ -115,12 +115,10 @@ func (a *agent) served(ctx context.Context, key store.Key) (pod *store.Object, i
 	return pod, a.boxes[key], nil
 }
 
-// inspect leaves out the primary network if another's plugin made it: that one
-// looks after it, in ways we do not know.
 func (a *agent) inspect(ctx context.Context, id string) (*record.Sandbox, []chain.Finding, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookPatience)
 	defer cancel()
-	return a.engine.Inspect(ctx, id, func(a *record.Attachment) bool { return !a.Default || a.NativeMain })
+	return a.engine.Inspect(ctx, id)
 }
 
 func lacking(found []chain.Finding) string {
