@@ -1,6 +1,25 @@
 package chain
 
-import "sync"
+import (
+	"sync"
+
+	"github.com/weftnet/weft/api/netattach"
+	"github.com/weftnet/weft/internal/kind"
+)
+
+// Warnings tells what in a network's config has no effect. Of other plugins'
+// nothing is known, and what is wrong is told when a sandbox is attached.
+func Warnings(conf *netattach.NetConf) []string {
+	k, native := kind.Lookup(conf.Plugins[0].Type)
+	if !native {
+		return nil
+	}
+	parsed, err := parseNative(k, &Delegate{Conf: conf})
+	if err != nil {
+		return nil
+	}
+	return parsed.Warnings()
+}
 
 // maxWarned bounds how many warnings are remembered; then all may come again.
 const maxWarned = 1024

@@ -13,6 +13,7 @@ import (
 	"github.com/weftnet/weft/api/kubevirt"
 	"github.com/weftnet/weft/api/netattach"
 	"github.com/weftnet/weft/internal/agent"
+	"github.com/weftnet/weft/internal/chain"
 	"github.com/weftnet/weft/internal/controller"
 	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/instance"
@@ -30,8 +31,14 @@ func validate(obj *store.Object) (warnings []string, err error) {
 		if err != nil {
 			return nil, err
 		}
-		_, err = netattach.ParseConfig([]byte(nad.Config), nad.Name)
-		return nil, err
+		conf, err := netattach.ParseConfig([]byte(nad.Config), nad.Name)
+		if err != nil {
+			return nil, err
+		}
+		for _, warning := range chain.Warnings(conf) {
+			warnings = append(warnings, "spec.config "+warning)
+		}
+		return warnings, nil
 	case Pod:
 		_, err := netattach.ParseNetworks(obj.GetAnnotations()[netattach.NetworksAnnotation], obj.GetNamespace())
 		_, defaultErr := netattach.ParseDefaultNetwork(obj.GetAnnotations()[netattach.DefaultNetworkAnnotation], obj.GetNamespace())

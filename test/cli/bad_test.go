@@ -341,8 +341,8 @@ spec: {config: '{"type": "macvlan", "ipam": {"type": "static", "addresses": [{"a
 	}
 }
 
-// TestUnknownField: KubeVirt drops fields it does not know in silence. Here each
-// is a warning, and the object is taken.
+// TestUnknownField: KubeVirt drops fields it does not know in silence, and CNI
+// plugins keys. Here each is a warning, and the object is taken.
 func TestUnknownField(t *testing.T) {
 	t.Parallel()
 	m := machine.New(t)
@@ -356,6 +356,11 @@ spec:
       domain: {memory: {guest: 64Mi}, devices: {interfaces: [{name: default, masquerade: {}, modell: virtio}]}}
       networks: [{name: default, pod: {}}]
       nodeSelector: {disk: fast}
+---
+apiVersion: k8s.cni.cncf.io/v1
+kind: NetworkAttachmentDefinition
+metadata: {name: odd}
+spec: {config: '{"cniVersion":"1.0.0","type":"bridge","bridge":"odd0","vlam":5,"ipam":{"type":"host-local","subnet":"10.64.0.0/24","range_start":"10.64.0.9"}}'}
 `
 	_, stderr, code := m.Run(vm, "up", "-f", "-")
 	var warnings []string
@@ -364,7 +369,10 @@ spec:
 			warnings = append(warnings, strings.TrimSpace(line))
 		}
 	}
+	slices.Sort(warnings)
 	want := []string{
+		"warning: networkattachmentdefinition default/odd: spec.config ipam.range_start: is no key of ipam type host-local and has no effect",
+		"warning: networkattachmentdefinition default/odd: spec.config vlam: is no key of this plugin type and has no effect",
 		"warning: virtualmachine default/idle: spec.template.spec.domain.devices.interfaces[0].modell: is not a field of KubeVirt's API and is ignored; check its spelling",
 		"warning: virtualmachine default/idle: spec.template.spec.nodeSelector: has no effect: weft does not do this on one machine",
 	}
