@@ -76,6 +76,7 @@ func TestInstall(t *testing.T) {
 	}
 	w.eventually("a reaches b on net1", func() error { return w.ping(a, "192.168.77.11") })
 	w.policy(a, b)
+	w.leases()
 	w.web()
 	w.rival()
 	t.Run("devices", func(t *testing.T) { w.in(t).devices() })
