@@ -33,8 +33,14 @@ func (e *Engine) del(ctx context.Context, id string, abandons bool) error {
 	}
 	defer unlock()
 	box, err := e.load1(ctx, id)
-	if box == nil || err != nil {
+	if box == nil && err == nil && e.Leases != nil {
+		return e.Leases.End(ctx, ipam.AttachmentOwner(id, "")) // the cluster may know what the record said
+	}
+	if err != nil {
 		return err
+	}
+	if box == nil {
+		return nil
 	}
 	return e.undoAll(ctx, box, abandons)
 }

@@ -21,7 +21,8 @@ type Leases interface {
 	Of(box *record.Sandbox, a *record.Attachment, config ipam.Config) ipam.Store
 	// Hold notes at the start what a record holds.
 	Hold(lease ipam.Lease) error
-	// End gives back all that owners hold, whose attachments are no more.
+	// End gives back all that owners hold, whose attachments are no more. The owner of
+	// an attachment without an interface is all of its sandbox.
 	End(ctx context.Context, owners ...ipam.Owner) error
 }
 

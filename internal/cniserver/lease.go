@@ -64,23 +64,22 @@ func (l agentLeases) Hold(lease ipam.Lease) error { return l.memory.Hold(lease) 
 // End leaves what owners hold for the agent to give back. What the records do not
 // tell of it finds by the sandbox.
 func (l agentLeases) End(ctx context.Context, owners ...ipam.Owner) error {
-	kept, err := record.OpenKept(l.dir)
-	if err != nil {
-		return err
-	}
 	var errs []error
 	for _, owner := range owners {
 		held, err := l.memory.Held(ctx, owner)
-		if err != nil {
-			return err
+		if len(held) == 0 || err != nil {
+			errs = append(errs, err)
+			continue
 		}
 		var list []record.Lease
 		for _, lease := range held {
 			list = append(list, record.Lease{Scope: string(lease.Scope), Addr: lease.Addr, Owner: string(lease.Owner)})
 		}
-		if len(list) > 0 {
-			errs = append(errs, kept.Save(string(owner), list))
+		kept, err := record.OpenKept(l.dir)
+		if err == nil {
+			err = kept.Save(string(owner), list)
 		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

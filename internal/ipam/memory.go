@@ -20,7 +20,7 @@ type Memory struct {
 	// mu guards what follows.
 	mu     sync.Mutex
 	scopes map[Scope]*scopeState
-	owners map[Owner]map[Lease]bool
+	owners map[Owner][]Lease // few for each
 }
 
 var _ Store = (*Memory)(nil)
@@ -45,7 +45,7 @@ type rangeState struct {
 
 // NewMemory gives a store in which nothing is held.
 func NewMemory() *Memory {
-	return &Memory{scopes: map[Scope]*scopeState{}, owners: map[Owner]map[Lease]bool{}}
+	return &Memory{scopes: map[Scope]*scopeState{}, owners: map[Owner][]Lease{}}
 }
 
 // Hold notes that a lease stands since before this process started.
@@ -70,10 +70,7 @@ func (m *Memory) takeLocked(lease Lease) error {
 		return &TakenError{Addr: lease.Addr, Holder: holder}
 	}
 	scope.holders[lease.Addr] = lease.Owner
-	if m.owners[lease.Owner] == nil {
-		m.owners[lease.Owner] = map[Lease]bool{}
-	}
-	m.owners[lease.Owner][lease] = true
+	m.owners[lease.Owner] = append(m.owners[lease.Owner], lease)
 	return nil
 }
 
@@ -95,8 +92,8 @@ func (m *Memory) Release(_ context.Context, lease Lease) error {
 		return nil
 	}
 	delete(scope.holders, lease.Addr)
-	delete(m.owners[lease.Owner], lease)
-	if len(m.owners[lease.Owner]) == 0 {
+	left := slices.DeleteFunc(m.owners[lease.Owner], func(l Lease) bool { return l == lease })
+	if m.owners[lease.Owner] = left; len(left) == 0 {
 		delete(m.owners, lease.Owner)
 	}
 	if len(scope.holders) == 0 {
@@ -140,10 +137,7 @@ func (m *Memory) Holder(scope Scope, addr netip.Addr) Owner {
 func (m *Memory) Held(_ context.Context, owner Owner) ([]Lease, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	leases := make([]Lease, 0, len(m.owners[owner]))
-	for lease := range m.owners[owner] {
-		leases = append(leases, lease)
-	}
+	leases := slices.Clone(m.owners[owner])
 	sortLeases(leases)
 	return leases, nil
 }
@@ -154,9 +148,7 @@ func (m *Memory) Leases() []Lease {
 	defer m.mu.Unlock()
 	var leases []Lease
 	for _, held := range m.owners {
-		for lease := range held {
-			leases = append(leases, lease)
-		}
+		leases = append(leases, held...)
 	}
 	sortLeases(leases)
 	return leases

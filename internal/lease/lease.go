@@ -76,8 +76,9 @@ type Store struct {
 	// synced: the API server has the kind, and our leases of before are known.
 	// chosen: addresses come from leases, though Whereabouts is there.
 	synced, chosen bool
-	// askedAt is when the kind was not served.
-	askedAt time.Time
+	// askedAt is when the kind was not served, deferredAt when it was, and addresses
+	// were left to Whereabouts.
+	askedAt, deferredAt time.Time
 	// gone are owners that ended before our leases were known.
 	gone map[ipam.Owner]bool
 	// touched are the leases that changed since a listing began; nil: none runs.

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/weftnet/weft/api/v1alpha1"
@@ -391,5 +392,194 @@ func TestRefusedByPolicy(t *testing.T) {
 	if _, err := n.add(parse(t, small), "a"); !errors.Is(err, forbidden) {
 		t.Errorf("got %v", err)
 	}
+	nothingLeft(t, api, n)
+}
+
+// TestClaim: addresses of a claim outlast its Pods, the process and all its files,
+// and go with the claim.
+func TestClaim(t *testing.T) {
+	api := newAPI(t)
+	n := newNode(t, api, "n1")
+	owner := ipam.ClaimOwner("demo", "vm.blue")
+	first, err := n.addFor(parse(t, small), "a", owner)
+	if err != nil {
+		t.Fatal(err)
+	}
+	obj, err := api.Store.Get(t.Context(), v1alpha1.AddressLeaseKind, store.Key{Name: first[0]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lease, err := v1alpha1.LeaseFromObject(obj)
+	if want := (v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerClaim, Namespace: "demo", Name: "vm.blue"}); err != nil || lease.Spec.Owner != want || lease.Spec.Sandbox != "" {
+		t.Errorf("the lease is %+v (%v)", lease, err)
+	}
+	n.alive[string(owner)] = true
+	n.del("a")
+	n.start()
+	n.Sweep(t.Context(), n)
+	n.overdue()
+	n.Sweep(t.Context(), n)
+	n.drain(t.Context())
+	again, err := n.addFor(parse(t, small), "b", owner)
+	if err != nil || again[0] != first[0] {
+		t.Errorf("got %v (%v), want %v", again, err, first)
+	}
+	n.alive[string(owner)] = false
+	n.Sweep(t.Context(), n)
+	n.overdue()
+	n.Sweep(t.Context(), n)
+	n.drain(t.Context())
+	same(t, "while a Pod has it", objects(t, api), []string{first[0] + " n1 claim:demo/vm.blue"})
+	n.del("b")
+	n.Sweep(t.Context(), n)
+	n.overdue()
+	n.Sweep(t.Context(), n)
+	n.drain(t.Context())
+	nothingLeft(t, api, n)
+}
+
+// TestSandboxWithoutRecord: the end of a sandbox of which no record tells gives back
+// what the cluster knows it has, be that known now or later.
+func TestSandboxWithoutRecord(t *testing.T) {
+	for _, away := range []bool{false, true} {
+		api := newAPI(t)
+		n := newNode(t, api, "n1")
+		n.mustAdd(parse(t, small), "a")
+		n.mustAdd(parse(t, small), "ab")
+		delete(n.boxes, "a")
+		if away {
+			api.set(func(string, string) fault { return fault{before: errAway} })
+		}
+		n.start()
+		if err := n.End(t.Context(), ipam.AttachmentOwner("a", "")); err != nil {
+			t.Fatal(err)
+		}
+		api.set(nil)
+		if err := n.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		n.drain(t.Context())
+		if left := objects(t, api); len(left) != 1 || !strings.HasSuffix(left[0], " ab/net1") {
+			t.Errorf("API away %v: left are %q", away, left)
+		}
+	}
+}
+
+// TestBesideWhereabouts: as long as Whereabouts holds addresses and nobody a lease,
+// its plugin goes on.
+func TestBesideWhereabouts(t *testing.T) {
+	api := newAPI(t)
+	serves := func(n *node, plugin, want bool) {
+		t.Helper()
+		if got, err := n.Serves(t.Context(), plugin); err != nil || got != want {
+			t.Errorf("node %s with plugin %v: %v (%v), want %v", n.name, plugin, got, err, want)
+		}
+	}
+	pool := &store.Object{Object: map[string]any{
+		"apiVersion": "whereabouts.cni.cncf.io/v1alpha1", "kind": "IPPool", "metadata": map[string]any{"name": "10.9.0.0-24", "namespace": "kube-system"},
+		"spec": map[string]any{"range": "10.9.0.0/24", "allocations": map[string]any{}},
+	}}
+	pool, err := api.Create(t.Context(), pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	empty := newNode(t, api, "n0")
+	serves(empty, true, true)
+	pool.Object["spec"] = map[string]any{"range": "10.9.0.0/24", "allocations": map[string]any{"1": map[string]any{"id": "x", "podref": "demo/x"}}}
+	if _, err := api.Update(t.Context(), pool); err != nil {
+		t.Fatal(err)
+	}
+	with, without := newNode(t, api, "n1"), newNode(t, api, "n2")
+	serves(with, true, false)
+	serves(without, false, true)
+	without.mustAdd(parse(t, small), "a")
+	later := newNode(t, api, "n3")
+	serves(later, true, true)
+	without.del("a")
+	serves(later, true, true)
+}
+
+// TestFreedWhileCreating: B7 of the notes. However long an attachment takes, what it
+// has taken so far is not given back.
+func TestFreedWhileCreating(t *testing.T) {
+	api := newAPI(t)
+	n := newNode(t, api, "n1")
+	reached, goOn := make(chan struct{}), make(chan struct{})
+	api.set(func(verb, name string) fault {
+		if verb == "create" && strings.HasPrefix(name, "fd") {
+			close(reached)
+			<-goOn
+		}
+		return fault{}
+	})
+	done := make(chan error, 1)
+	go func() {
+		_, err := n.add(parse(t, `{"type":"whereabouts","range":"10.9.0.0/24","ipRanges":[{"range":"fd00::/64"}]}`), "slow")
+		done <- err
+	}()
+	<-reached
+	eventually(t, "the other address is taken", func() error {
+		if len(objects(t, api)) != 1 {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+	for range 3 {
+		n.Sweep(t.Context(), n)
+		n.overdue()
+	}
+	n.drain(t.Context())
+	close(goOn)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if held := objects(t, api); len(held) != 2 {
+		t.Errorf("held are %q", held)
+	}
+	api.set(nil)
+	n.del("slow")
+	nothingLeft(t, api, n)
+}
+
+// TestSameNameElsewhere: a Pod that is made again by its name on another node gets an
+// address of its own, and the end of the old one, late, takes nothing of it.
+func TestSameNameElsewhere(t *testing.T) {
+	api := newAPI(t)
+	a, b := newNode(t, api, "n1"), newNode(t, api, "n2")
+	old := a.mustAdd(parse(t, small), "web")[0]
+	fresh := b.mustAdd(parse(t, small), "web")[0]
+	if old == fresh {
+		t.Errorf("both have %s", old)
+	}
+	a.del("web")
+	same(t, "objects", objects(t, api), []string{fresh + " n2 web/net1"})
+	b.del("web")
+	nothingLeft(t, api, a, b)
+}
+
+// TestFrozenAPI: B10. A DEL does not wait long for an API server that answers
+// nothing, and the next ones not at all.
+func TestFrozenAPI(t *testing.T) {
+	api := newAPI(t)
+	n := newNode(t, api, "n1")
+	for i := range 4 {
+		n.mustAdd(parse(t, small), fmt.Sprint("s", i))
+	}
+	thaw := make(chan struct{})
+	var frozen atomic.Int64
+	api.set(func(string, string) fault {
+		frozen.Add(1)
+		<-thaw
+		return fault{before: errAway}
+	})
+	for i := range 4 {
+		n.del(fmt.Sprint("s", i))
+	}
+	if got := frozen.Load(); got != 1 {
+		t.Errorf("%d requests of four DELs, want that of the first", got)
+	}
+	close(thaw)
+	api.set(nil)
+	n.run()
 	nothingLeft(t, api, n)
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,12 +16,12 @@ import (
 	"github.com/weftnet/weft/internal/store"
 )
 
-// End gives back all that owners hold. Their attachments are no more, so it
-// succeeds also if the API server does not answer: what it could not be told is
-// written down.
+// End gives back all that owners hold; one with no interface is all of its sandbox.
+// Their attachments are no more, so it succeeds also if the API server does not
+// answer: what it could not be told is written down.
 func (s *Store) End(ctx context.Context, owners ...ipam.Owner) error {
 	var all []ipam.Lease
-	for _, owner := range owners {
+	for _, owner := range s.ofSandboxes(owners) {
 		held, err := s.Held(ctx, owner)
 		if err != nil {
 			return err
@@ -38,6 +40,24 @@ func (s *Store) End(ctx context.Context, owners ...ipam.Owner) error {
 	}
 	group.Wait()
 	return errors.Join(errs...)
+}
+
+// ofSandboxes adds the owners of each interface to those of all of a sandbox.
+func (s *Store) ofSandboxes(owners []ipam.Owner) []ipam.Owner {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := slices.Clone(owners)
+	for _, owner := range owners {
+		if !strings.HasSuffix(string(owner), "/") {
+			continue
+		}
+		for _, h := range s.leases {
+			if strings.HasPrefix(string(h.owner), string(owner)) && !slices.Contains(all, h.owner) {
+				all = append(all, h.owner)
+			}
+		}
+	}
+	return all
 }
 
 // Release gives an address back if its owner has it.
@@ -75,7 +95,9 @@ func (s *Store) giveBack(ctx context.Context, lease ipam.Lease, h *held) error {
 	defer s.mu.Unlock()
 	if err != nil {
 		h.release.busy = false
-		s.away = time.Now().Add(awayFor)
+		if _, refused := errors.AsType[*hint.Error](err); !refused {
+			s.away = time.Now().Add(awayFor)
+		}
 		return err
 	}
 	s.away = time.Time{}

@@ -115,7 +115,8 @@ func (s *Store) meetLocked(lease ipam.Lease, obj *store.Object) {
 		return
 	}
 	h = &held{owner: lease.Owner, uid: obj.GetUID(), revision: obj.GetResourceVersion()}
-	if s.gone[lease.Owner] {
+	sandbox, _, _ := strings.Cut(string(lease.Owner), "/")
+	if s.gone[lease.Owner] || s.gone[ipam.AttachmentOwner(sandbox, "")] {
 		h.release = &release{done: make(chan struct{})}
 		s.poke()
 	}
@@ -139,9 +140,13 @@ func (s *Store) Serves(ctx context.Context, plugin bool) (bool, error) {
 	}
 	s.mu.Lock()
 	served, settled := s.synced, len(s.leases) > 0 || s.chosen
+	deferred := time.Since(s.deferredAt) < unservedFor
 	s.mu.Unlock()
 	if !served || settled || !plugin {
 		return served, nil
+	}
+	if deferred {
+		return false, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, takePatience)
 	defer cancel()
@@ -161,6 +166,12 @@ func (s *Store) Serves(ctx context.Context, plugin bool) (bool, error) {
 			return false, unanswered(err)
 		}
 		if len(leases) == 0 {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if s.deferredAt.IsZero() {
+				s.Log.Warn("Whereabouts holds addresses, which are not imported, so its plugin goes on to give them", "count", inUse)
+			}
+			s.deferredAt = time.Now()
 			return false, nil
 		}
 	}

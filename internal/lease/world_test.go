@@ -32,7 +32,7 @@ type faults struct {
 
 	// mu guards what follows.
 	mu sync.Mutex
-	// spoil is asked for each request.
+	// spoil is asked for each request, from several goroutines.
 	spoil func(verb, name string) fault
 	calls map[string]int
 }
@@ -50,15 +50,28 @@ var (
 
 func (f *faults) of(verb, name string) fault {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	if f.calls == nil {
 		f.calls = map[string]int{}
 	}
 	f.calls[verb]++
-	if f.spoil == nil {
+	spoil := f.spoil
+	f.mu.Unlock()
+	if spoil == nil {
 		return fault{}
 	}
-	return f.spoil(verb, name)
+	return spoil(verb, name)
+}
+
+// await is of, but ends with ctx.
+func (f *faults) await(ctx context.Context, verb, name string) fault {
+	answer := make(chan fault, 1)
+	go func() { answer <- f.of(verb, name) }()
+	select {
+	case got := <-answer:
+		return got
+	case <-ctx.Done():
+		return fault{before: ctx.Err()}
+	}
 }
 
 func (f *faults) set(spoil func(verb, name string) fault) {
@@ -86,7 +99,7 @@ func (f *faults) Create(ctx context.Context, obj *store.Object) (*store.Object, 
 }
 
 func (f *faults) Delete(ctx context.Context, gvk schema.GroupVersionKind, key store.Key, pre store.Precondition) error {
-	fault := f.of("delete", key.Name)
+	fault := f.await(ctx, "delete", key.Name)
 	if fault.before != nil {
 		return fault.before
 	}
@@ -185,8 +198,12 @@ func (n *node) run() {
 func (n *node) IfUnused(lease ipam.Lease, then func()) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	unused := true
+	for id, box := range n.boxes {
+		unused = unused && !n.adding[id] && !slices.Contains(box.Attachments[0].Leases, record.Lease{Scope: string(lease.Scope), Addr: lease.Addr, Owner: string(lease.Owner)})
+	}
 	sandbox, _, _ := strings.Cut(string(lease.Owner), "/")
-	unused := n.boxes[sandbox] == nil && !n.adding[sandbox]
+	unused = unused && !n.adding[sandbox]
 	if unused {
 		then()
 	}
@@ -214,8 +231,12 @@ func (n *node) Alive(_ context.Context, sandbox string) (bool, error) {
 	return n.alive[sandbox], nil
 }
 
-// Kept says that no claim is there.
-func (n *node) Kept(context.Context, ipam.Owner) (bool, error) { return false, nil }
+// Kept says which claims are there.
+func (n *node) Kept(_ context.Context, owner ipam.Owner) (bool, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.alive[string(owner)], nil
+}
 
 func parse(t testing.TB, text string) ipam.Config {
 	t.Helper()
@@ -228,11 +249,15 @@ func parse(t testing.TB, text string) ipam.Config {
 
 // add attaches a sandbox by net1, as package chain does.
 func (n *node) add(config ipam.Config, sandbox string) ([]string, error) {
+	return n.addFor(config, sandbox, ipam.AttachmentOwner(sandbox, "net1"))
+}
+
+// addFor attaches a sandbox by net1, with addresses of an owner.
+func (n *node) addFor(config ipam.Config, sandbox string, owner ipam.Owner) ([]string, error) {
 	n.t.Helper()
 	pod := record.Pod{Namespace: "demo", Name: "pod-" + sandbox, UID: "uid-" + sandbox}
 	a := &record.Attachment{Network: "demo/lan", Interface: "net1", Leased: true, Stage: record.Attached}
 	box := &record.Sandbox{ID: sandbox, Pod: pod, Attachments: []*record.Attachment{a}}
-	owner := ipam.AttachmentOwner(sandbox, "net1")
 	n.mu.Lock()
 	n.adding[sandbox] = true
 	n.mu.Unlock()
