@@ -83,7 +83,10 @@ func (w *world) devices() {
 	stop := w.background(n1, bin+"/deviceplugin", "weft.example/nic", "4")
 	defer stop()
 	w.eventually("n1 has devices", func() error { return w.allocatable("4") })
-	w.apply(deviceManifest)
+	w.eventually("the manifest is applied", func() error { // the new namespace's service account comes a moment later
+		_, err := w.c.Kubectl(w.t.Context(), deviceManifest, "apply", "-f", "-")
+		return err
+	})
 	w.kubectl("-n", "devices", "wait", "--for=condition=Ready", "pod/radio", "--timeout=120s")
 
 	first, second := w.nic("first"), w.nic("second")
