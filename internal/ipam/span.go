@@ -38,6 +38,12 @@ func (s Span) size() *big.Int {
 	return last.Sub(last, first).Add(last, big.NewInt(1))
 }
 
+// Size is the number of addresses, as near as a float64 comes to it.
+func (s Span) Size() float64 {
+	size, _ := new(big.Float).SetInt(s.size()).Float64()
+	return size
+}
+
 // spanOf gives the whole of a prefix.
 func spanOf(p netip.Prefix) Span {
 	return Span{First: p.Masked().Addr(), Last: lastOf(p)}

@@ -1,0 +1,183 @@
+package adviser
+
+import (
+	"fmt"
+	"net/netip"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/ipam"
+)
+
+// Nodes ask by one gRPC method:
+//
+//	package weft.v1alpha1;
+//	service Adviser { rpc Candidates(Question) returns (Answer); }
+//	message Question {
+//	  string scope = 1;               // where the address is held once
+//	  repeated Span spans = 2;        // what is wanted, in this order
+//	  uint32 count = 3;               // at most so many; absent: 1
+//	  repeated bytes conflicts = 4;   // addresses found in use by a stranger
+//	}
+//	message Span { bytes first = 1; bytes last = 2; }  // 4 or 16 bytes, inclusive
+//	message Answer { repeated bytes addresses = 1; }   // believed free, best first
+
+// Method is its name.
+const Method = "/weft.v1alpha1.Adviser/Candidates"
+
+// ConfigMap is the name of the one in weft's namespace where the adviser's address
+// and certificate stand.
+const ConfigMap = "weft-adviser"
+
+// Audience is whom the token is for that a node asks with, and ServerName whom the
+// certificate of an adviser names.
+const (
+	Audience   = "weft-adviser"
+	ServerName = "adviser.weft.network"
+)
+
+// Bounds of a question.
+const (
+	maxSpans = 4096
+	maxCount = 64
+)
+
+// Question is what a node asks.
+type Question struct {
+	Scope     string
+	Spans     []ipam.Span
+	Count     int
+	Conflicts []netip.Addr
+}
+
+// Bytes gives the message.
+func (q Question) Bytes() []byte {
+	out := protowire.AppendTag(nil, 1, protowire.BytesType)
+	out = protowire.AppendString(out, q.Scope)
+	for _, span := range q.Spans {
+		one := appendAddr(appendAddr(nil, 1, span.First), 2, span.Last)
+		out = protowire.AppendTag(out, 2, protowire.BytesType)
+		out = protowire.AppendBytes(out, one)
+	}
+	out = protowire.AppendTag(out, 3, protowire.VarintType)
+	out = protowire.AppendVarint(out, uint64(max(q.Count, 0)))
+	for _, addr := range q.Conflicts {
+		out = appendAddr(out, 4, addr)
+	}
+	return out
+}
+
+// AnswerBytes gives the message of an answer.
+func AnswerBytes(addrs []netip.Addr) []byte {
+	var out []byte
+	for _, addr := range addrs {
+		out = appendAddr(out, 1, addr)
+	}
+	return out
+}
+
+func appendAddr(out []byte, number protowire.Number, addr netip.Addr) []byte {
+	return protowire.AppendBytes(protowire.AppendTag(out, number, protowire.BytesType), addr.AsSlice())
+}
+
+// ReadAnswer reads the message of an answer.
+func ReadAnswer(message []byte) (addrs []netip.Addr, err error) {
+	err = fields(message, func(number protowire.Number, value []byte, _ uint64) error {
+		if number != 1 {
+			return nil
+		}
+		addr, err := readAddr("addresses", value)
+		addrs = append(addrs, addr)
+		return err
+	})
+	return addrs, err
+}
+
+// ReadQuestion reads and checks a question.
+func ReadQuestion(message []byte) (q Question, err error) {
+	err = fields(message, func(number protowire.Number, value []byte, integer uint64) error {
+		switch number {
+		case 1:
+			q.Scope = string(value)
+		case 2:
+			span, err := readSpan(value)
+			if err != nil {
+				return err
+			}
+			if q.Spans = append(q.Spans, span); len(q.Spans) > maxSpans {
+				return &hint.Error{Field: "spans", Problem: fmt.Sprintf("are more than %d", maxSpans), Remedy: "exclude fewer addresses"}
+			}
+		case 3:
+			q.Count = int(min(integer, maxCount)) //nolint:gosec // it is small
+		case 4:
+			addr, err := readAddr("conflicts", value)
+			if err != nil {
+				return err
+			}
+			if q.Conflicts = append(q.Conflicts, addr); len(q.Conflicts) > maxCount {
+				return &hint.Error{Field: "conflicts", Problem: fmt.Sprintf("are more than %d", maxCount), Remedy: "tell of fewer at once"}
+			}
+		}
+		return nil
+	})
+	q.Count = max(q.Count, 1)
+	return q, err
+}
+
+func readSpan(message []byte) (span ipam.Span, err error) {
+	err = fields(message, func(number protowire.Number, value []byte, _ uint64) (err error) {
+		switch number {
+		case 1:
+			span.First, err = readAddr("spans.first", value)
+		case 2:
+			span.Last, err = readAddr("spans.last", value)
+		}
+		return err
+	})
+	if err == nil && (!span.First.IsValid() || !span.Contains(span.Last) || !span.Contains(span.First)) {
+		err = &hint.Error{Field: "spans", Value: span.String(), Problem: "has no addresses", Remedy: "give the first and the last one, of one family"}
+	}
+	return span, err
+}
+
+func readAddr(field string, value []byte) (netip.Addr, error) {
+	addr, ok := netip.AddrFromSlice(value)
+	if !ok {
+		return addr, &hint.Error{Field: field, Value: fmt.Sprintf("%x", value), Problem: "is no address", Remedy: "give 4 or 16 bytes"}
+	}
+	return addr, nil
+}
+
+// fields goes through a message's fields that have bytes or an integer.
+func fields(message []byte, do func(number protowire.Number, value []byte, integer uint64) error) error {
+	for len(message) > 0 {
+		number, kind, size := protowire.ConsumeTag(message)
+		if size < 0 {
+			return garbledError(size)
+		}
+		message = message[size:]
+		var value []byte
+		var integer uint64
+		switch kind {
+		case protowire.BytesType:
+			value, size = protowire.ConsumeBytes(message)
+		case protowire.VarintType:
+			integer, size = protowire.ConsumeVarint(message)
+		default:
+			size = protowire.ConsumeFieldValue(number, kind, message)
+		}
+		if size < 0 {
+			return garbledError(size)
+		}
+		message = message[size:]
+		if err := do(number, value, integer); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func garbledError(size int) error {
+	return fmt.Errorf("garbled message: %w", protowire.ParseError(size))
+}
