@@ -14,9 +14,9 @@ import (
 	"github.com/weftnet/weft/internal/store"
 )
 
-// Nodes do not know each other's addresses. Each walks a range upward from a place
-// of its own, so that they seldom meet; where another was faster it goes on at a
-// random place, and after lookAfter of those in a row it reads which addresses of
+// Without advice nodes do not know each other's addresses. Each walks a range upward
+// from a place of its own, so that they seldom meet; where another was faster it goes
+// on at a random place, and after lookAfter of those in a row it reads which addresses of
 // the range are held. Only such a reading, of after the question, proves that a range
 // is exhausted.
 const (
@@ -47,6 +47,9 @@ var errNoneKnown = errors.New("no address is known to be free")
 
 // TakeFrom holds an address of a range for the attachment, in the cluster.
 func (t *taker) TakeFrom(ctx context.Context, scope ipam.Scope, r ipam.Range, owner ipam.Owner) (netip.Addr, error) {
+	if addr, err := t.advised(ctx, scope, r, owner); err != nil || addr.IsValid() {
+		return addr, err
+	}
 	began, conflicts := time.Now(), 0
 	for {
 		lease, err := t.reserve(scope, r, owner)

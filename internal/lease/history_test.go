@@ -64,13 +64,16 @@ func (h *history) note(client int, s step, began time.Time) {
 
 // churn has nodes take and give back addresses of one range, as fast as they can,
 // with an API that fails, and processes that die. The history is linearizable and
-// nothing is left.
-func churn(t *testing.T, api *faults, nodes, workers, rounds int) {
+// nothing is left. The nodes share the advisers, if there are any.
+func churn(t *testing.T, api *faults, nodes, workers, rounds int, advisers ...Adviser) {
 	t.Helper()
 	config := parse(t, `{"type":"whereabouts","range":"10.50.0.0/27","exclude":["10.50.0.7"]}`) // 29 addresses
 	var all []*node
 	for i := range nodes {
 		n := newNode(t, api, fmt.Sprint("n", i))
+		if len(advisers) > 0 {
+			n.Adviser = advisers[i%len(advisers)]
+		}
 		n.run()
 		all = append(all, n)
 	}

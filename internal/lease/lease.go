@@ -54,7 +54,9 @@ type Options struct {
 	Node string
 	// Dir keeps what is to be given back when the API server is there again.
 	Dir string
-	Log *slog.Logger
+	// Adviser is asked for addresses first; nil: this node chooses alone.
+	Adviser Adviser
+	Log     *slog.Logger
 }
 
 // Store is what one node holds.

@@ -1,0 +1,122 @@
+package lease
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/weftnet/weft/api/v1alpha1"
+	"github.com/weftnet/weft/internal/adviser"
+	"github.com/weftnet/weft/internal/ipam"
+	"github.com/weftnet/weft/internal/store"
+)
+
+// desk is the adviser's view, without a network in between.
+type desk struct{ *adviser.View }
+
+func (d desk) Candidates(_ context.Context, scope string, spans []ipam.Span, count int) []netip.Addr {
+	return d.View.Candidates(time.Now(), scope, spans, count)
+}
+
+// newDesk gives an adviser that follows the leases.
+func newDesk(t *testing.T, api *faults) desk {
+	t.Helper()
+	d := desk{adviser.New()}
+	ctx, cancel := context.WithCancel(context.Background())
+	events, err := api.Store.Watch(ctx, v1alpha1.AddressLeaseKind, store.Selector{}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for event := range events {
+			lease, err := v1alpha1.LeaseFromObject(event.Object)
+			if err != nil {
+				t.Error(err)
+				continue
+			}
+			if event.Type == store.Deleted {
+				d.Release(time.Now(), lease.Spec.Scope, lease.Spec.IP)
+			} else {
+				d.Hold(time.Now(), lease.Spec.Scope, lease.Spec.IP)
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-ended
+	})
+	return d
+}
+
+// wrong proposes what nobody may have, what is held, and what is no address.
+type wrong struct{}
+
+func (wrong) Candidates(_ context.Context, _ string, spans []ipam.Span, count int) []netip.Addr {
+	all := []netip.Addr{{}, netip.MustParseAddr("10.50.0.7"), netip.MustParseAddr("10.50.0.0"), netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("fd00::1"), spans[0].First, spans[0].First.Next()}
+	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	return all[:min(count, len(all))]
+}
+
+// absent never answers in time.
+type absent struct{}
+
+func (absent) Candidates(ctx context.Context, _ string, _ []ipam.Span, _ int) []netip.Addr {
+	select {
+	case <-ctx.Done():
+	case <-time.After(5 * time.Millisecond):
+	}
+	return nil
+}
+
+// TestLowestFirst: with advice, nodes take the lowest addresses in order, by one
+// request each.
+func TestLowestFirst(t *testing.T) {
+	api := newAPI(t)
+	advice := newDesk(t, api)
+	config := parse(t, `{"type":"whereabouts","range":"10.50.0.0/24","exclude":["10.50.0.3-10.50.0.4"]}`)
+	var all []*node
+	for i := range 4 {
+		n := newNode(t, api, fmt.Sprint("n", i))
+		n.Adviser = advice
+		all = append(all, n)
+	}
+	var got, want []string
+	for i := range 40 {
+		got = append(got, all[i%4].mustAdd(config, fmt.Sprint("s", i))...)
+		if i >= 2 {
+			want = append(want, fmt.Sprintf("10.50.0.%d", i+3))
+		} else {
+			want = append(want, fmt.Sprintf("10.50.0.%d", i+1))
+		}
+	}
+	same(t, "addresses", got, want)
+	if creates := api.count("create"); creates != 40 {
+		t.Errorf("%d creates for 40 addresses", creates)
+	}
+	for i := range 40 {
+		all[i%4].del(fmt.Sprint("s", i))
+	}
+	nothingLeft(t, api, all...)
+}
+
+// TestAdvisers: whatever advice is worth, no address is given twice, and a range is
+// exhausted only when it is.
+func TestAdvisers(t *testing.T) {
+	for name, advisers := range map[string]func(*testing.T, *faults) []Adviser{
+		"right":  func(t *testing.T, api *faults) []Adviser { return []Adviser{newDesk(t, api)} },
+		"two":    func(t *testing.T, api *faults) []Adviser { return []Adviser{newDesk(t, api), newDesk(t, api)} },
+		"behind": func(*testing.T, *faults) []Adviser { return []Adviser{desk{adviser.New()}} },
+		"wrong":  func(*testing.T, *faults) []Adviser { return []Adviser{wrong{}} },
+		"absent": func(t *testing.T, api *faults) []Adviser { return []Adviser{absent{}, newDesk(t, api)} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			api := newAPI(t)
+			churn(t, api, 4, 6, 8, advisers(t, api)...)
+		})
+	}
+}
