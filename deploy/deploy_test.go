@@ -8,6 +8,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -99,6 +100,7 @@ func objects(t *testing.T, manifest string) map[string]any {
 			"ServiceAccount": &core.ServiceAccount{}, "ConfigMap": &core.ConfigMap{}, "DaemonSet": &apps.DaemonSet{},
 			"ClusterRole": &rbac.ClusterRole{}, "ClusterRoleBinding": &rbac.ClusterRoleBinding{},
 			"ValidatingAdmissionPolicy": &admission.ValidatingAdmissionPolicy{}, "ValidatingAdmissionPolicyBinding": &admission.ValidatingAdmissionPolicyBinding{},
+			"Deployment": &apps.Deployment{}, "Role": &rbac.Role{}, "RoleBinding": &rbac.RoleBinding{}, "PrometheusRule": &prometheusRule{},
 			"PodMonitor": &podMonitor{}, "CustomResourceDefinition": &extensions.CustomResourceDefinition{},
 		}[kind.Kind]
 		if !ok {
@@ -124,6 +126,50 @@ type podMonitor struct {
 			Interval string `json:"interval"`
 		} `json:"podMetricsEndpoints"`
 	} `json:"spec"`
+}
+
+// prometheusRule is what we write of that kind.
+type prometheusRule struct {
+	meta.TypeMeta   `json:",inline"`
+	meta.ObjectMeta `json:"metadata"`
+	Spec            struct {
+		Groups []struct {
+			Name  string `json:"name"`
+			Rules []struct {
+				Alert       string            `json:"alert"`
+				Expr        string            `json:"expr"`
+				For         string            `json:"for"`
+				Labels      map[string]string `json:"labels"`
+				Annotations map[string]string `json:"annotations"`
+			} `json:"rules"`
+		} `json:"groups"`
+	} `json:"spec"`
+}
+
+// TestAlerts: rules ask for metrics that there are.
+func TestAlerts(t *testing.T) {
+	all := objects(t, render(t, func(values map[string]any) {
+		values["alerts"] = map[string]any{"enabled": true, "labels": map[string]any{}}
+	}))
+	program, err := os.ReadFile("../internal/metrics/controller.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules := all["PrometheusRule weft"].(*prometheusRule).Spec.Groups[0].Rules //nolint:forcetypeassert // objects made it
+	for _, rule := range rules {
+		names := regexp.MustCompile(`weft_[a-z_]+`).FindAllString(rule.Expr, -1)
+		for _, name := range names {
+			if !strings.Contains(string(program), `"`+name+`"`) {
+				t.Errorf("%s asks for %s, which nobody counts", rule.Alert, name)
+			}
+		}
+		if len(names) == 0 || rule.Annotations["summary"] == "" {
+			t.Errorf("%s: %+v", rule.Alert, rule)
+		}
+	}
+	if summary := rules[0].Annotations["summary"]; !strings.Contains(summary, "{{ $labels.range }}") {
+		t.Errorf("the first summary is %q", summary)
+	}
 }
 
 func TestValues(t *testing.T) {

@@ -43,6 +43,7 @@ func run() error {
 	collectAfter := flags.Duration("collect-after", 0, "take back what a Pod's sandbox has that the container runtime has not known for this long (default 6m)")
 	web := flags.String("http-address", "", "where to serve /metrics, /healthz and /readyz, such as :10970; without, nowhere")
 	probe := flags.String("probe", "", "ask the agent that runs here whether it is ready (readyz) or alive (healthz), and end")
+	adviser := flags.String("adviser-token", "", "file with a token to ask weft-controller's adviser with, which is found in the namespace in POD_NAMESPACE; without, addresses are chosen here")
 	profiles := flags.Bool("pprof", false, "with --http-address: serve /debug/pprof to 127.0.0.1")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	showVersion := flags.Bool("version", false, "print the version")
@@ -75,7 +76,7 @@ func run() error {
 	defer stop()
 	dirs := strings.Split(*binDirs, ":")
 	opt := nodeagent.Options{
-		Kubeconfig: *kubeconfig, Node: *node, Instance: in.Tag, State: in.State, Run: in.Run, BinDirs: dirs, KubeletDir: *kubeletDir, CRISocket: *criSocket, CollectAfter: *collectAfter, HostRoot: *hostRoot, Web: *web, Profiles: *profiles, Version: version.Text, Log: log,
+		Kubeconfig: *kubeconfig, Node: *node, Instance: in.Tag, State: in.State, Run: in.Run, BinDirs: dirs, KubeletDir: *kubeletDir, CRISocket: *criSocket, CollectAfter: *collectAfter, HostRoot: *hostRoot, Web: *web, AdviserToken: *adviser, Namespace: os.Getenv("POD_NAMESPACE"), Profiles: *profiles, Version: version.Text, Log: log,
 	}
 	if *installs {
 		self, err := os.Executable()

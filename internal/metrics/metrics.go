@@ -1,5 +1,6 @@
-// Package metrics counts what the agent of a node does, for Prometheus. Who is
-// counted knows nothing of it: it calls functions that are given to it.
+// Package metrics counts what the agent of a node and the controller of a cluster
+// do, for Prometheus. Who is counted knows nothing of it: it calls functions that
+// are given to it.
 //
 // It keeps the number of series bounded: no label has the name of a Pod, a
 // network or a node, and plugins beyond the first ones share a name.
@@ -8,14 +9,12 @@ package metrics
 import (
 	"log/slog"
 	"net/http"
-	"runtime"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
 // maxPlugins bounds how many plugins have a name of their own.
@@ -63,20 +62,14 @@ func New(version string, facts func() Facts) *Metrics {
 	m.failures = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "weft_cni_failures_total", Help: "CNI calls that failed, by verb and cause.",
 	}, []string{"verb", "cause"})
-	m.requests = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "weft_api_requests_total", Help: "Requests to the Kubernetes API, by HTTP method, resource and status code; code 0: no answer.",
-	}, []string{"method", "resource", "code"})
+	m.requests = newRequests()
 	m.changes = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "weft_network_changes_total", Help: "How often a Pod's networks were found to be not as they were made.",
 	})
 	m.repairs = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "weft_network_repairs_total", Help: "Attachments that were put right.",
 	})
-	build := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "weft_build_info", Help: "Always 1; the labels say which program this is.",
-		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
-	}, func() float64 { return 1 })
-	m.registry.MustRegister(m.phases, m.failures, m.requests, m.changes, m.repairs, build, present{facts},
+	m.registry.MustRegister(m.phases, m.failures, m.requests, m.changes, m.repairs, build(version), present{facts},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -115,11 +108,7 @@ func (m *Metrics) Changed() { m.changes.Inc() }
 func (m *Metrics) Repaired(count int) { m.repairs.Add(float64(count)) }
 
 // Handler answers Prometheus.
-func (m *Metrics) Handler(log *slog.Logger) http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn), MaxRequestsInFlight: 2,
-	})
-}
+func (m *Metrics) Handler(log *slog.Logger) http.Handler { return handler(m.registry, log) }
 
 // present is what is there at the moment.
 type present struct{ facts func() Facts }

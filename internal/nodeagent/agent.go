@@ -59,6 +59,9 @@ type Options struct {
 	// on a socket in Run. Profiles adds pprof for who asks from the node itself.
 	Web      string
 	Profiles bool
+	// AdviserToken is a file with the token to ask the cluster's adviser with, which
+	// is found by a ConfigMap in Namespace; empty: addresses are chosen here.
+	AdviserToken, Namespace string
 	// Version is told in the metrics.
 	Version string
 	// Install keeps weft in the runtime's directories; nil: somebody else does.
@@ -184,7 +187,7 @@ type task interface {
 func (a *agent) run(ctx context.Context, opt Options) error {
 	a.calls = a.server.Load().Working
 	group, ctx := errgroup.WithContext(ctx)
-	tasks := []task{a.cache, a.loop, a.looks, a.claims.loop, a.leases, reconcile.Source{Store: a.cache, GVK: podKind, Loop: a.loop}, a.server.Load(), definer{a.api, a.log}, thrift{a.added.Load}, news{opt.Instance, nil, a.attachedPods, a.looks.Add, a.log}}
+	tasks := []task{a.cache, a.loop, a.looks, a.claims.loop, a.leases, a.leases.advice, reconcile.Source{Store: a.cache, GVK: podKind, Loop: a.loop}, a.server.Load(), definer{a.api, a.log}, thrift{a.added.Load}, news{opt.Instance, nil, a.attachedPods, a.looks.Add, a.log}}
 	if opt.Install != nil {
 		tasks = append(tasks, opt.Install)
 	}

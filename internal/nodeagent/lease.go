@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"sync/atomic"
 
+	"github.com/weftnet/weft/internal/advice"
+	"github.com/weftnet/weft/internal/adviser"
 	"github.com/weftnet/weft/internal/chain"
 	"github.com/weftnet/weft/internal/cniserver"
 	"github.com/weftnet/weft/internal/cri"
@@ -24,6 +26,7 @@ type leases struct {
 	api     store.Store
 	runtime *cri.Runtime
 	engine  *chain.Engine // set before it runs
+	advice  task
 	// marked: whoever does calls while no agent runs knows that addresses are leases.
 	marked atomic.Bool
 }
@@ -34,11 +37,28 @@ var (
 )
 
 func newLeases(a *agent, opt Options) (*leases, error) {
-	held, err := lease.New(lease.Options{API: a.api, Node: opt.Node, Dir: filepath.Join(opt.State, cniserver.LeaseDir), Log: opt.Log})
+	options := lease.Options{API: a.api, Node: opt.Node, Dir: filepath.Join(opt.State, cniserver.LeaseDir), Log: opt.Log}
+	var asks task = alone{}
+	if opt.AdviserToken != "" {
+		client := advice.New(advice.Options{
+			API: a.api, ConfigMap: store.Key{Namespace: opt.Namespace, Name: adviser.ConfigMap}, TokenFile: opt.AdviserToken, Log: opt.Log,
+		})
+		options.Adviser, asks = client, client
+	}
+	held, err := lease.New(options)
 	if err != nil {
 		return nil, err
 	}
-	return &leases{Store: held, api: a.api, runtime: cri.NewRuntime(opt.HostRoot, opt.CRISocket)}, nil
+	return &leases{Store: held, api: a.api, runtime: cri.NewRuntime(opt.HostRoot, opt.CRISocket), advice: asks}, nil
+}
+
+// alone is the task of a node that asks no adviser.
+type alone struct{}
+
+// Run waits for the end.
+func (alone) Run(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
 }
 
 // begin finds out which leases the node has, so that those of sandboxes that are

@@ -1,0 +1,298 @@
+package cluster
+
+import (
+	"net/netip"
+	"sync"
+	"time"
+	"unique"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/weftnet/weft/api/v1alpha1"
+	"github.com/weftnet/weft/internal/adviser"
+	"github.com/weftnet/weft/internal/store"
+)
+
+var (
+	leaseKind = v1alpha1.AddressLeaseKind
+	podKind   = schema.GroupVersionKind{Version: "v1", Kind: "Pod"}
+	nodeKind  = schema.GroupVersionKind{Version: "v1", Kind: "Node"}
+)
+
+// owner is whose addresses are given back together: of an owner on a node all or
+// none.
+type owner struct {
+	v1alpha1.LeaseOwner
+	node string
+}
+
+// held is a lease, as little as is needed of it.
+type held struct {
+	name  string
+	uid   types.UID
+	scope string
+	addr  netip.Addr
+	owner owner
+	round uint32
+	// reserved: no sandbox has it at the moment.
+	reserved bool
+}
+
+// book is what is known of all leases. It keeps the adviser's view.
+type book struct {
+	view *adviser.View
+
+	// mu guards what follows.
+	mu     sync.Mutex
+	leases map[string]*held
+	owners map[owner]map[string]*held
+	round  uint32 // of lists
+	synced bool
+	bad    int // that cannot be read
+}
+
+func newBook(view *adviser.View) *book {
+	return &book{view: view, leases: map[string]*held{}, owners: map[owner]map[string]*held{}}
+}
+
+// same gives one copy of a text that many leases have.
+func same(text string) string { return unique.Make(text).Value() }
+
+func ownerOf(lease *v1alpha1.AddressLease) owner {
+	o := owner{lease.Spec.Owner, same(lease.Spec.Node)}
+	o.Kind, o.Namespace = same(o.Kind), same(o.Namespace)
+	return o
+}
+
+// Begin begins a list.
+func (b *book) Begin() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.round++
+	b.bad = 0
+}
+
+// Put takes note of a lease.
+func (b *book) Put(obj *store.Object) {
+	lease, err := v1alpha1.LeaseFromObject(obj)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err != nil {
+		b.bad++
+		return
+	}
+	is := &held{
+		name: lease.Name, uid: lease.UID, scope: same(lease.Spec.Scope), addr: lease.Spec.IP, owner: ownerOf(lease), round: b.round, reserved: lease.Spec.Sandbox == "",
+	}
+	if old := b.leases[is.name]; old != nil {
+		if old.scope != is.scope || old.addr != is.addr {
+			b.dropLocked(old)
+		} else {
+			b.disownLocked(old)
+		}
+	}
+	b.leases[is.name] = is
+	if b.owners[is.owner] == nil {
+		b.owners[is.owner] = map[string]*held{}
+	}
+	b.owners[is.owner][is.name] = is
+	b.view.Hold(time.Now(), is.scope, is.addr)
+}
+
+// Gone takes note that a lease was deleted.
+func (b *book) Gone(obj *store.Object) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if is := b.leases[obj.GetName()]; is != nil {
+		b.dropLocked(is)
+	}
+}
+
+// Complete ends a list: what did not come is not there.
+func (b *book) Complete() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, is := range b.leases {
+		if is.round != b.round {
+			b.dropLocked(is)
+		}
+	}
+	b.synced = true
+}
+
+func (b *book) dropLocked(is *held) {
+	delete(b.leases, is.name)
+	b.disownLocked(is)
+	b.view.Release(time.Now(), is.scope, is.addr)
+}
+
+func (b *book) disownLocked(is *held) {
+	delete(b.owners[is.owner], is.name)
+	if len(b.owners[is.owner]) == 0 {
+		delete(b.owners, is.owner)
+	}
+}
+
+// Synced says whether all leases are known.
+func (b *book) Synced() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.synced
+}
+
+// Owners gives those that are picked.
+func (b *book) Owners(pick func(owner) bool) (out []owner) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for o := range b.owners {
+		if pick(o) {
+			out = append(out, o)
+		}
+	}
+	return out
+}
+
+// Leases gives those of an owner.
+func (b *book) Leases(o owner) (out []*held) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, is := range b.owners[o] {
+		out = append(out, is)
+	}
+	return out
+}
+
+// Reserved gives the addresses that are held and that nobody has, by scope.
+func (b *book) Reserved() map[string][]netip.Addr {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	out := map[string][]netip.Addr{}
+	for _, is := range b.leases {
+		if is.reserved {
+			out[is.scope] = append(out[is.scope], is.addr)
+		}
+	}
+	return out
+}
+
+// Count says how many leases there are, and how many cannot be read.
+func (b *book) Count() (all, bad int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.leases), b.bad
+}
+
+// staticPod is the annotation with the UID by which a kubelet knows a Pod that it
+// took from a file: that of the object is another.
+const staticPod = "kubernetes.io/config.hash"
+
+// pods is which Pods there are, by their UIDs.
+type pods struct {
+	// mu guards what follows.
+	mu     sync.Mutex
+	live   map[types.UID]livePod
+	round  uint32
+	synced bool
+	// late are Pods whose object went before their end was known, until when their
+	// kubelet may take to end them.
+	late map[types.UID]time.Time
+}
+
+type livePod struct {
+	round    uint32
+	patience uint32 // its terminationGracePeriodSeconds
+}
+
+func newPods() *pods { return &pods{live: map[types.UID]livePod{}, late: map[types.UID]time.Time{}} }
+
+// Begin begins a list.
+func (p *pods) Begin() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.round++
+}
+
+// Put takes note of a Pod.
+func (p *pods) Put(obj *store.Object) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, uid := range uidsOf(obj) {
+		if terminal(obj) {
+			delete(p.live, uid)
+		} else {
+			p.live[uid] = livePod{p.round, patienceOf(obj)}
+		}
+	}
+}
+
+// Gone takes note that a Pod was deleted.
+func (p *pods) Gone(obj *store.Object) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, uid := range uidsOf(obj) {
+		if is, ok := p.live[uid]; ok {
+			p.goneLocked(uid, is)
+		}
+	}
+}
+
+func (p *pods) goneLocked(uid types.UID, is livePod) {
+	delete(p.live, uid)
+	p.late[uid] = time.Now().Add(time.Duration(is.patience) * time.Second)
+}
+
+// Complete ends a list: what did not come is not there.
+func (p *pods) Complete() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for uid, is := range p.live {
+		if is.round != p.round {
+			p.goneLocked(uid, is)
+		}
+	}
+	for uid, until := range p.late {
+		if time.Now().After(until) {
+			delete(p.late, uid)
+		}
+	}
+	p.synced = true
+}
+
+// Synced says whether all Pods are known.
+func (p *pods) Synced() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.synced
+}
+
+// Live says whether a Pod is believed to run, or may be ending.
+func (p *pods) Live(uid types.UID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, live := p.live[uid]
+	return live || time.Now().Before(p.late[uid])
+}
+
+// uidsOf gives the UIDs that a Pod's addresses may be held by.
+func uidsOf(pod *store.Object) []types.UID {
+	uids := []types.UID{pod.GetUID()}
+	if hash := pod.GetAnnotations()[staticPod]; hash != "" {
+		uids = append(uids, types.UID(hash))
+	}
+	return uids
+}
+
+// terminal says whether a Pod has ended for good.
+func terminal(pod *store.Object) bool {
+	status, _ := pod.Object["status"].(map[string]any)
+	return status["phase"] == "Succeeded" || status["phase"] == "Failed"
+}
+
+// patienceOf gives how long a Pod may take to end, in seconds.
+func patienceOf(pod *store.Object) uint32 {
+	const longest = 24 * 60 * 60
+	spec, _ := pod.Object["spec"].(map[string]any)
+	seconds, _ := spec["terminationGracePeriodSeconds"].(int64)
+	return uint32(min(max(seconds, 0), longest)) //nolint:gosec // it is within
+}

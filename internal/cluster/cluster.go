@@ -1,0 +1,160 @@
+// Package cluster is weft's controller of a Kubernetes cluster, one for all nodes.
+// Of its copies one leads (package elect). It advises nodes which addresses are free,
+// and gives back addresses whose owners ended without their node doing so.
+//
+// Nodes go on without it: they choose addresses by themselves, and give back what
+// they know of. What runs on a node is nodeagent's; the controllers of VMs are
+// package controller.
+package cluster
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weftnet/weft/internal/adviser"
+	"github.com/weftnet/weft/internal/elect"
+	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/metrics"
+	"github.com/weftnet/weft/internal/store"
+	"github.com/weftnet/weft/internal/store/kube"
+)
+
+// Names of our objects in the cluster.
+const (
+	leaseName = "weft-controller"
+	agentName = "weft" // the agents' ServiceAccount
+)
+
+// Options are what the controller is run with.
+type Options struct {
+	// Kubeconfig is a file; empty: the service account of the Pod we run in.
+	Kubeconfig string
+	// Namespace is weft's own.
+	Namespace string
+	// Name tells the copies apart, for people.
+	Name string
+	// Web is where metrics and probes are served, such as :10980; empty: nowhere.
+	Web string
+	// Adviser is where nodes ask, such as :10981, and Advertise the address they find
+	// it by. Empty: there is no adviser.
+	Adviser, Advertise string
+	// Grace is for how long an owner must have ended before its addresses are given
+	// back, and Compare how often everything is read anew.
+	Grace, Compare time.Duration
+	// Version is told in the metrics.
+	Version string
+	Log     *slog.Logger
+}
+
+// controller is one copy.
+type controller struct {
+	Options
+	api     store.Store
+	elector *elect.Elector
+	count   *metrics.Controller
+	// state is what the leader knows; nil while another leads.
+	state atomic.Pointer[state]
+}
+
+// state is what is known while leading.
+type state struct {
+	book   *book
+	pods   *pods
+	view   *adviser.View
+	ranges *pools
+}
+
+// Run is the controller. It ends when ctx does, and lets another lead.
+func Run(ctx context.Context, opt Options) error {
+	if opt.Namespace == "" {
+		return &hint.Error{Field: "--namespace", Problem: "is missing", Remedy: "give the namespace weft is installed in, or set POD_NAMESPACE"}
+	}
+	if opt.Adviser != "" && opt.Advertise == "" {
+		return &hint.Error{Field: "--advertise-address", Problem: "is missing", Remedy: "give the address under which nodes reach this machine, or set POD_IP"}
+	}
+	c := newController(opt)
+	api, err := kube.Connect(opt.Kubeconfig, "weft-controller", c.count.Requested)
+	if err != nil {
+		return err
+	}
+	return c.run(ctx, api)
+}
+
+func newController(opt Options) *controller {
+	c := &controller{Options: opt}
+	c.count = metrics.NewController(opt.Version, c.facts)
+	return c
+}
+
+func (c *controller) run(ctx context.Context, api store.Store) error {
+	var unique [8]byte
+	_, _ = rand.Read(unique[:]) // never fails (crypto/rand)
+	c.api = api
+	c.elector = elect.New(elect.Config{
+		API: api, Lease: store.Key{Namespace: c.Namespace, Name: leaseName}, Identity: c.Name + "_" + hex.EncodeToString(unique[:]), Log: c.Log,
+	})
+	group, ctx := errgroup.WithContext(ctx)
+	if c.Web != "" {
+		group.Go(func() error { return web{c.Web, c.pages(), c.Log}.Run(ctx) })
+	}
+	group.Go(func() error {
+		if err := c.elector.Run(ctx, c.lead); err != nil {
+			return fmt.Errorf("%v: %w", c.elector, err)
+		}
+		return nil
+	})
+	c.Log.Info("controller runs")
+	defer c.Log.Info("controller ends")
+	return group.Wait()
+}
+
+// task runs until ctx ends.
+type task interface {
+	Run(ctx context.Context) error
+}
+
+// lead is what the leader does.
+func (c *controller) lead(ctx context.Context, term *elect.Period) error {
+	view := adviser.New()
+	s := &state{book: newBook(view), pods: newPods(), view: view, ranges: &pools{controller: c}}
+	writer := term.Writer(c.api)
+	collect := newCollector(c, s, writer)
+	tasks := []task{
+		feed{api: c.api, gvk: leaseKind, every: c.Compare, to: s.book, log: c.Log},
+		feed{api: c.api, gvk: podKind, every: c.Compare, to: s.pods, log: c.Log},
+		collect, s.ranges,
+	}
+	if c.Adviser != "" {
+		tasks = append(tasks, &desk{controller: c, state: s, writer: writer, callers: newCallers(c.api, c.Namespace, agentName)})
+	}
+	c.state.Store(s)
+	defer c.state.Store(nil)
+	group, ctx := errgroup.WithContext(ctx)
+	for _, task := range tasks {
+		group.Go(func() error {
+			if err := task.Run(ctx); err != nil && ctx.Err() == nil {
+				return fmt.Errorf("%v: %w", task, err)
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+// facts are what metrics tell of the moment.
+func (c *controller) facts() metrics.ControllerFacts {
+	facts := metrics.ControllerFacts{Leading: c.elector.Leading()}
+	if s := c.state.Load(); s != nil {
+		facts.Known = s.book.Synced()
+		facts.Leases, facts.Unreadable = s.book.Count()
+		facts.Pools = s.ranges.usage(s)
+	}
+	return facts
+}
