@@ -32,13 +32,14 @@ func Listener(port uint16) string {
 }
 
 // listening gives inode and user of the socket that listens on a port
-// (Documentation/networking/proc_net_tcp.rst of the kernel).
+// (Documentation/networking/proc_net_tcp.rst of the kernel), in this thread's
+// namespace: /proc/net is about the first thread, which may visit a Pod's.
 func listening(port uint16) (inode, uid string) {
 	const (
 		local, state, user, node = 1, 3, 7, 9 // columns
 		listens                  = "0A"       // TCP_LISTEN
 	)
-	for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+	for _, table := range []string{"/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"} {
 		text, err := os.ReadFile(table)
 		if err != nil {
 			continue // a kernel without IPv6
