@@ -90,11 +90,7 @@ func TestMetricsAndProbes(t *testing.T) {
 		return nil
 	})
 	l.define()
-	p := l.pod(mixed)
-	p.sandbox(true)
-	if err := p.add(); err != nil {
-		t.Fatal(err)
-	}
+	p := l.attached(mixed, true)
 	p.check()
 	lost := l.pod("nowhere")
 	lost.sandbox(true)
