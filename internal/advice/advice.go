@@ -103,6 +103,9 @@ func (c *Client) Candidates(ctx context.Context, scope string, spans []ipam.Span
 	defer c.mu.Unlock()
 	switch {
 	case err == nil:
+		if c.quiet > 0 {
+			c.Log.Info("the adviser answers again")
+		}
 		c.quiet = 0
 	case ctx.Err() == nil && c.client == client: // else somebody noticed before
 		if c.quiet == 0 {
@@ -150,12 +153,18 @@ func (c *Client) Run(ctx context.Context) error {
 			}
 			continue
 		}
-		told = ""
+		if told != found {
+			told = found
+			c.Log.Info(found)
+		}
 		c.mu.Lock()
 		c.client = client
 		c.mu.Unlock()
 	}
 }
+
+// found is told once, and again after it was not so.
+const found = "addresses are chosen with the cluster's adviser"
 
 // find reads where the adviser is.
 func (c *Client) find(ctx context.Context) (*unary.Client, error) {

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 	"unique"
@@ -46,14 +47,14 @@ type book struct {
 	// mu guards what follows.
 	mu     sync.Mutex
 	leases map[string]*held
-	owners map[owner]map[string]*held
+	owners map[owner][]*held
 	round  uint32 // of lists
 	synced bool
 	bad    int // that cannot be read
 }
 
 func newBook(view *adviser.View) *book {
-	return &book{view: view, leases: map[string]*held{}, owners: map[owner]map[string]*held{}}
+	return &book{view: view, leases: map[string]*held{}, owners: map[owner][]*held{}}
 }
 
 // same gives one copy of a text that many leases have.
@@ -93,10 +94,7 @@ func (b *book) Put(obj *store.Object) {
 		}
 	}
 	b.leases[is.name] = is
-	if b.owners[is.owner] == nil {
-		b.owners[is.owner] = map[string]*held{}
-	}
-	b.owners[is.owner][is.name] = is
+	b.owners[is.owner] = append(b.owners[is.owner], is)
 	b.view.Hold(time.Now(), is.scope, is.addr)
 }
 
@@ -128,9 +126,11 @@ func (b *book) dropLocked(is *held) {
 }
 
 func (b *book) disownLocked(is *held) {
-	delete(b.owners[is.owner], is.name)
-	if len(b.owners[is.owner]) == 0 {
+	rest := slices.DeleteFunc(b.owners[is.owner], func(other *held) bool { return other == is })
+	if len(rest) == 0 {
 		delete(b.owners, is.owner)
+	} else {
+		b.owners[is.owner] = rest
 	}
 }
 
@@ -154,13 +154,10 @@ func (b *book) Owners(pick func(owner) bool) (out []owner) {
 }
 
 // Leases gives those of an owner.
-func (b *book) Leases(o owner) (out []*held) {
+func (b *book) Leases(o owner) []*held {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, is := range b.owners[o] {
-		out = append(out, is)
-	}
-	return out
+	return slices.Clone(b.owners[o])
 }
 
 // Reserved gives the addresses that are held and that nobody has, by scope.

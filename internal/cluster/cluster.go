@@ -56,15 +56,15 @@ type Options struct {
 // controller is one copy.
 type controller struct {
 	Options
-	api     store.Store
-	elector *elect.Elector
-	count   *metrics.Controller
+	api   store.Store
+	count *metrics.Controller
 	// state is what the leader knows; nil while another leads.
 	state atomic.Pointer[state]
 }
 
 // state is what is known while leading.
 type state struct {
+	term   *elect.Period
 	book   *book
 	pods   *pods
 	view   *adviser.View
@@ -97,7 +97,7 @@ func (c *controller) run(ctx context.Context, api store.Store) error {
 	var unique [8]byte
 	_, _ = rand.Read(unique[:]) // never fails (crypto/rand)
 	c.api = api
-	c.elector = elect.New(elect.Config{
+	elector := elect.New(elect.Config{
 		API: api, Lease: store.Key{Namespace: c.Namespace, Name: leaseName}, Identity: c.Name + "_" + hex.EncodeToString(unique[:]), Log: c.Log,
 	})
 	group, ctx := errgroup.WithContext(ctx)
@@ -105,8 +105,8 @@ func (c *controller) run(ctx context.Context, api store.Store) error {
 		group.Go(func() error { return web{c.Web, c.pages(), c.Log}.Run(ctx) })
 	}
 	group.Go(func() error {
-		if err := c.elector.Run(ctx, c.lead); err != nil {
-			return fmt.Errorf("%v: %w", c.elector, err)
+		if err := elector.Run(ctx, c.lead); err != nil {
+			return fmt.Errorf("%v: %w", elector, err)
 		}
 		return nil
 	})
@@ -123,7 +123,7 @@ type task interface {
 // lead is what the leader does.
 func (c *controller) lead(ctx context.Context, term *elect.Period) error {
 	view := adviser.New()
-	s := &state{book: newBook(view), pods: newPods(), view: view, ranges: &pools{controller: c}}
+	s := &state{term: term, book: newBook(view), pods: newPods(), view: view, ranges: &pools{controller: c}}
 	writer := term.Writer(c.api)
 	collect := newCollector(c, s, writer)
 	tasks := []task{
@@ -150,8 +150,9 @@ func (c *controller) lead(ctx context.Context, term *elect.Period) error {
 
 // facts are what metrics tell of the moment.
 func (c *controller) facts() metrics.ControllerFacts {
-	facts := metrics.ControllerFacts{Leading: c.elector.Leading()}
+	var facts metrics.ControllerFacts
 	if s := c.state.Load(); s != nil {
+		facts.Leading = s.term.Lasts()
 		facts.Known = s.book.Synced()
 		facts.Leases, facts.Unreadable = s.book.Count()
 		facts.Pools = s.ranges.usage(s)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -149,5 +150,15 @@ func (l *lab) strangers() {
 		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 			l.t.Errorf("%s: got %v, want %q", name, err, tt.want)
 		}
+	}
+	// An agent tells of an address that a stranger uses.
+	answer, err := l.asking(l.token("weft", audience+","+bound)).Call(l.t.Context(), adviser.Method, adviser.Question{
+		Scope: "third", Spans: wide, Conflicts: []netip.Addr{wide[0].First},
+	}.Bytes())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if got, err := adviser.ReadAnswer(answer); err != nil || len(got) != 1 || got[0] != wide[0].First.Next() {
+		l.t.Errorf("beside a stranger: got %v, %v", got, err)
 	}
 }

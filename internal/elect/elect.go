@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"sync/atomic"
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -51,7 +50,6 @@ type Config struct {
 // Elector is one candidate.
 type Elector struct {
 	Config
-	leading atomic.Bool
 	// What was last seen of the Lease, and since when on our clock it is so.
 	seen   string
 	seenAt time.Time
@@ -67,9 +65,6 @@ func New(config Config) *Elector {
 
 // String names the task.
 func (e *Elector) String() string { return "election by Lease " + e.Lease.String() }
-
-// Leading says whether this process leads.
-func (e *Elector) Leading() bool { return e.leading.Load() }
 
 // Run stands for election until ctx ends. lead is called when this process leads,
 // with a ctx that ends with the term; once it has returned others may lead. Its
@@ -171,8 +166,6 @@ func (e *Elector) lead(ctx context.Context, lease *store.Object, sent time.Time,
 	defer end()
 	ended := make(chan error, 1)
 	e.Log.Info("leads", "identity", e.Identity)
-	e.leading.Store(true)
-	defer e.leading.Store(false)
 	go func() { ended <- do(leading, term) }()
 	for {
 		select {
@@ -182,7 +175,7 @@ func (e *Elector) lead(ctx context.Context, lease *store.Object, sent time.Time,
 		case <-ctx.Done():
 			err := <-ended // ctx told it
 			e.release(ctx, lease, term)
-			return errors.Join(err)
+			return err
 		case <-time.After(min(e.Retry, max(0, time.Until(term.end())))):
 		}
 		next, err := e.renew(ctx, lease, term)
@@ -194,7 +187,6 @@ func (e *Elector) lead(ctx context.Context, lease *store.Object, sent time.Time,
 		}
 		term.extend(time.Time{})
 		end()
-		e.leading.Store(false)
 		e.Log.Warn("leads no more", "identity", e.Identity, "err", err)
 		<-ended // what it says is that it was stopped
 		return nil

@@ -62,6 +62,13 @@ type candidate struct {
 	mu          sync.Mutex // guards what follows
 	first, last time.Time
 	terms       int
+	period      *Period
+}
+
+func (c *candidate) Leading() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.period != nil && c.period.Lasts()
 }
 
 const term = 2 * time.Second
@@ -90,7 +97,7 @@ func stand(t *testing.T, s store.Store, name string) *candidate {
 
 func (c *candidate) do(ctx context.Context, period *Period) error {
 	c.mu.Lock()
-	c.first, c.terms = time.Now(), c.terms+1
+	c.first, c.terms, c.period = time.Now(), c.terms+1, period
 	c.mu.Unlock()
 	for ctx.Err() == nil {
 		c.mu.Lock()
