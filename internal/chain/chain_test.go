@@ -59,8 +59,11 @@ func TestAddDelNative(t *testing.T) {
 	}
 	w.same("second add", len(again.Attachments), 4)
 
-	w.end("a")
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
 	w.podEmpty("a")
+	w.empty()
 	if err := w.engine.Del(t.Context(), "a"); err != nil {
 		t.Errorf("second del: %v", err)
 	}
@@ -166,8 +169,11 @@ func TestForeignMain(t *testing.T) {
 	if err := w.engine.Check(t.Context(), "a"); !errors.Is(err, ErrChanged) {
 		t.Errorf("check after a change: %v", err)
 	}
-	w.end("a")
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
 	w.podEmpty("a")
+	w.empty()
 }
 
 // TestForeignIPAM has a native plugin take its addresses from a binary.
@@ -259,7 +265,10 @@ func TestNamespaceMadeAnew(t *testing.T) {
 	}
 	w.same("links", w.links(w.pod("a")), []string{"eth0"})
 	w.same("attachments", len(box.Attachments), 1)
-	w.end("a")
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	w.empty()
 }
 
 func TestSharedBridgeStaysWhileClaimed(t *testing.T) {
@@ -273,7 +282,10 @@ func TestSharedBridgeStaysWhileClaimed(t *testing.T) {
 	}
 	w.in(w.pod("b"), "ping", "-c1", "-W2", "-q", "10.88.0.1")
 	w.same("bridge", w.addrs(w.host, "weft0"), []string{"10.88.0.1/24", "fd88::1/64"})
-	w.end("b")
+	if err := w.engine.Del(t.Context(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	w.empty()
 }
 
 func TestStrangersBridgeIsLeftAlone(t *testing.T) {
@@ -318,7 +330,10 @@ func TestDefaultNetworkAnnotation(t *testing.T) {
 	if !errors.Is(err, ErrUnknownNetwork) || !strings.Contains(err.Error(), `one of that name is in namespace kube-system: write kube-system/lan`) {
 		t.Errorf("unknown: %v", err)
 	}
-	w.end("a")
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	w.empty()
 }
 
 // TestLinkInContainer stacks a macvlan on the Pod's own eth0, which is planned
@@ -339,8 +354,11 @@ func TestLinkInContainer(t *testing.T) {
 	if err := w.engine.Check(t.Context(), "a"); err != nil {
 		t.Errorf("check: %v", err)
 	}
-	w.end("a")
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
 	w.podEmpty("a")
+	w.empty()
 }
 
 // TestOneMACAtOnce: of Pods that ask for one MAC at the same moment, one gets it.

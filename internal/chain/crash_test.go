@@ -57,17 +57,6 @@ func walk(t *testing.T, body func(n int) (more bool)) {
 	}
 }
 
-// walked ends a walk through an ADD of sandbox a, whose last turn stopped nowhere.
-func (w *world) walked(err error) (more bool) {
-	w.t.Helper()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	w.engine.beforeStep = nil
-	w.end("a")
-	return false
-}
-
 func TestKilledInAdd(t *testing.T) {
 	t.Parallel()
 	needPlugin(t, "ptp")
@@ -79,7 +68,15 @@ func TestKilledInAdd(t *testing.T) {
 		at := stopAt(w.engine, n, errKilled)
 		_, err := w.engine.Add(t.Context(), w.request("a", annotation))
 		if at() == "" {
-			return w.walked(err)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.engine.beforeStep = nil
+			if err := w.engine.Del(t.Context(), "a"); err != nil {
+				t.Fatal(err)
+			}
+			w.empty()
+			return false
 		}
 		if !errors.Is(err, errKilled) {
 			t.Fatalf("killed before %s: %v", at(), err)
@@ -134,8 +131,11 @@ func TestKilledInAddWithoutRestore(t *testing.T) {
 			t.Fatalf("add after a crash before %s: %v", at(), err)
 		}
 		checkAgreement(t, w, "a")
-		w.end("a")
+		if err := w.engine.Del(t.Context(), "a"); err != nil {
+			t.Fatal(err)
+		}
 		w.podEmpty("a")
+		w.empty()
 		return at() != "" && !t.Failed()
 	})
 }
@@ -218,7 +218,15 @@ func TestFailedStep(t *testing.T) {
 		at := stopAt(w.engine, n, broken)
 		_, err := w.engine.Add(t.Context(), w.request("a", annotation))
 		if at() == "" {
-			return w.walked(err)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.engine.beforeStep = nil
+			if err := w.engine.Del(t.Context(), "a"); err != nil {
+				t.Fatal(err)
+			}
+			w.empty()
+			return false
 		}
 		if !errors.Is(err, broken) {
 			t.Fatalf("failed at %s: %v", at(), err)
@@ -287,7 +295,10 @@ func TestHalfApplied(t *testing.T) {
 				w.empty()
 			}
 			left = 0
-			w.end("a")
+			if err := w.engine.Del(t.Context(), "a"); err != nil {
+				t.Fatal(err)
+			}
+			w.empty()
 		})
 	}
 }
@@ -326,7 +337,10 @@ func TestRestoreAfterReboot(t *testing.T) {
 		}
 	}
 	w.add("a", mixed(w))
-	w.end("a")
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	w.empty()
 }
 
 func TestRestoreKeepsWhatIsWhole(t *testing.T) {
@@ -419,7 +433,10 @@ func TestNewerRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.restart()
-	w.end("a")
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	w.empty()
 }
 
 // TestDelGoesOn wants DEL to take away all it can, and to keep a record of the
@@ -448,5 +465,8 @@ func TestDelGoesOn(t *testing.T) {
 	}
 	w.same("what is left", len(box.Attachments), 1)
 	w.same("stage", []any{box.Attachments[0].Stage, strings.Contains(box.Attachments[0].Reason, "omega")}, []any{record.Detaching, true})
-	w.end("a")
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	w.empty()
 }

@@ -262,7 +262,10 @@ func TestKubeletIsAway(t *testing.T) {
 	}
 	w.refused("b", "plain,fast", "look up devices of Pod demo/pod-b: the kubelet is away")
 	w.podEmpty("b")
-	w.end("a")
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	w.empty()
 }
 
 // TestDeviceOfHotplug: what is plugged in takes a device that is free, and gives
@@ -288,5 +291,8 @@ func TestDeviceOfHotplug(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	w.end("a")
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	w.empty()
 }

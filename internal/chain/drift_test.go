@@ -90,7 +90,10 @@ func TestDrift(t *testing.T) {
 					}
 					w.whole("a", box)
 				}
-				w.end("a")
+				if err := w.engine.Del(t.Context(), "a"); err != nil {
+					t.Errorf("del: %v", err)
+				}
+				w.empty()
 			})
 		}
 	}
@@ -147,7 +150,10 @@ func TestDriftOfForeignPrimary(t *testing.T) {
 	if err := w.engine.Check(t.Context(), "a"); !errors.Is(err, ErrChanged) {
 		t.Errorf("check: %v", err)
 	}
-	w.end("a")
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	w.empty()
 }
 
 // TestDriftOnTheHost: what a Pod stands on is gone, and comes back.
@@ -236,7 +242,10 @@ func TestOthersWorkIsNoDrift(t *testing.T) {
 	if done, err := w.engine.Repair(t.Context(), "a", anything); !errors.Is(err, ErrNotOurs) || len(done) > 0 {
 		t.Errorf("repair did %v (%v)", done, err)
 	}
-	w.end("a")
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	w.empty()
 }
 
 // TestNoRepairInLaunchers: whoever rewires, or may be about to, is left alone,
@@ -263,7 +272,10 @@ func TestNoRepairInLaunchers(t *testing.T) {
 		t.Errorf("after a rewiring, repair did %v (%v)", done, err)
 	}
 	w.same("what the Pod has", w.in(w.pod("a"), "ip", "-br", "addr"), before)
-	w.end("a")
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	w.empty()
 }
 
 func BenchmarkInspect(b *testing.B) {

@@ -59,8 +59,11 @@ func TestHotplug(t *testing.T) {
 	if err := w.engine.Check(t.Context(), "a"); err != nil {
 		t.Errorf("check: %v", err)
 	}
-	w.end("a")
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
 	w.podEmpty("a")
+	w.empty()
 }
 
 func TestKilledInHotplug(t *testing.T) {
@@ -101,7 +104,10 @@ func TestKilledInHotplug(t *testing.T) {
 		checkAgreement(t, w, "a")
 		return (at() != "" || more() != "") && !t.Failed()
 	})
-	w.end("a")
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	w.empty()
 }
 
 // TestMovedAddresses plays what the wiring of a bridge-bound VM does.
@@ -191,7 +197,10 @@ func TestCheckFindsEveryDifference(t *testing.T) {
 	if err := w.engine.Check(t.Context(), "b"); !errors.Is(err, ErrChanged) {
 		t.Errorf("namespace gone: %v", err)
 	}
-	w.end("b")
+	if err := w.engine.Del(t.Context(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	w.empty()
 }
 
 // TestRefusals is what a user gets wrong; nothing may be left of any.
@@ -233,7 +242,10 @@ func TestRefusals(t *testing.T) {
 	if _, err := w.engine.Add(t.Context(), w.request("nons", "")); err == nil || !strings.Contains(err.Error(), "is no network namespace") {
 		t.Errorf("no namespace: %v", err)
 	}
-	w.end("holder")
+	if err := w.engine.Del(t.Context(), "holder"); err != nil {
+		t.Fatal(err)
+	}
+	w.empty()
 }
 
 // TestClaim keeps the addresses of a claim over the life of sandboxes.
@@ -359,7 +371,10 @@ func TestSameSandboxAtOnce(t *testing.T) {
 	}
 	group.Wait()
 	w.same("calls", w.verbs(), []string{"ADD alpha net1"})
-	w.end("a")
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	w.empty()
 }
 
 func TestIsolationHoldsForHotplug(t *testing.T) {
@@ -376,5 +391,8 @@ func TestIsolationHoldsForHotplug(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "isolated by namespace") {
 		t.Errorf("a network of another namespace is attached: %v", err)
 	}
-	w.end("a")
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	w.empty()
 }

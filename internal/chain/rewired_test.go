@@ -148,7 +148,10 @@ func TestRewiredAddAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.same("links", w.in(w.pod("a"), "ip", "-o", "link"), before)
-	w.end("a")
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	w.empty()
 }
 
 // TestRewiredIsNoExcuse has things break in a Pod that rewired its links.
@@ -182,7 +185,10 @@ func TestRewiredIsNoExcuse(t *testing.T) {
 			if err := w.engine.Check(t.Context(), "a"); !errors.Is(err, ErrChanged) || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("check: %v", err)
 			}
-			w.end("a")
+			if err := w.engine.Del(t.Context(), "a"); err != nil {
+				t.Fatal(err)
+			}
+			w.empty()
 		})
 	}
 }
@@ -212,8 +218,11 @@ func TestRewiredHotplug(t *testing.T) {
 		}
 	}
 	w.same("links left", w.links(w.pod("a")), []string{"eth0"})
-	w.end("a")
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
 	w.podEmpty("a")
+	w.empty()
 }
 
 // TestMasqueradedPod has the launcher do what it does for the masquerade binding:

@@ -148,7 +148,10 @@ func TestDefaultRouteMovesWithHotplug(t *testing.T) {
 	w.same("after a failure", w.defaultsOf(w.pod("a")), before)
 	w.same("links after a failure", w.links(w.pod("a")), []string{"eth0"})
 	checkAgreement(t, w, "a")
-	w.end("a")
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	w.empty()
 }
 
 func TestUnreachableGateway(t *testing.T) {

@@ -95,7 +95,10 @@ func TestRestoreSeveral(t *testing.T) {
 		t.Errorf("records left: %v (%v), want that of the one that is whole", left, err)
 	}
 	checkAgreement(t, w, "whole")
-	w.end("whole")
+	if err := w.engine.Del(t.Context(), "whole"); err != nil {
+		t.Fatal(err)
+	}
+	w.empty()
 }
 
 // TestRestoreSeveralKilled dies in the middle of that, at several steps.

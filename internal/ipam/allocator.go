@@ -82,13 +82,16 @@ func (a *Allocator) releaseAll(ctx context.Context, leases []Lease) error {
 
 // each calls f with 0 to n-1, and goes on after an error.
 func (a *Allocator) each(n int, f func(i int) error) error {
-	errs := make([]error, n)
+	var errs []error
 	if !a.concurrent || n < 2 {
 		for i := range n {
-			errs[i] = f(i)
+			if err := f(i); err != nil {
+				errs = append(errs, err)
+			}
 		}
 		return errors.Join(errs...)
 	}
+	errs = make([]error, n)
 	var group sync.WaitGroup
 	for i := range n {
 		group.Go(func() { errs[i] = f(i) })

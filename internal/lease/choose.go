@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"hash/fnv"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"time"
@@ -21,8 +22,9 @@ import (
 // is exhausted.
 const (
 	lookAfter = 6
-	// learnedFor is how long what another node holds is believed to be held.
-	learnedFor = 10 * time.Second
+	// learnedFor is how long what another node holds is believed to be held; from
+	// forgetFrom addresses on it is seen to that older ones are forgotten.
+	learnedFor, forgetFrom = 10 * time.Second, 256
 	// window bounds how much of a wide range is used: more than a cluster holds, and
 	// so much that two random places in it never meet.
 	window = 1 << 32
@@ -125,7 +127,11 @@ func (s *Store) reserve(scope ipam.Scope, r ipam.Range, owner ipam.Owner) (ipam.
 func (s *Store) lost(lease ipam.Lease, r ipam.Range) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.othersLocked(lease.Scope)[lease.Addr] = learned{when: time.Now()}
+	others, now := s.othersLocked(lease.Scope), time.Now()
+	if len(others) >= forgetFrom {
+		maps.DeleteFunc(others, func(_ netip.Addr, other learned) bool { return now.Sub(other.when) > learnedFor })
+	}
+	others[lease.Addr] = learned{when: now}
 	s.walks[walkKey{lease.Scope, r.Key()}] = rand.Uint64N(sizeOf(r.Usable())) //nolint:gosec // a place to look at, no secret
 }
 

@@ -42,6 +42,8 @@ const (
 	// releasePatience is for one address at the end of an attachment: beyond it the
 	// release is kept for later.
 	releasePatience = 2 * time.Second
+	// askAgain is between looks at what another goroutine does.
+	askAgain = 20 * time.Millisecond
 	// awayFor is how long releases are kept for later without asking, after an API
 	// server did not answer.
 	awayFor = 2 * time.Second
@@ -233,6 +235,7 @@ func (t *taker) Take(ctx context.Context, lease ipam.Lease) error {
 		}
 		select {
 		case <-returning:
+		case <-time.After(askAgain): // or the try to give it back failed
 		case <-ctx.Done():
 			return unanswered(ctx.Err())
 		}

@@ -357,6 +357,9 @@ func TestLeaseLost(t *testing.T) {
 	look()
 	look()
 	same(t, "objects", objects(t, api), []string{mine + " n2 b/net1"})
+	if got := a.States(); got["conflicting"] != 1 || got["held"]+got["returning"] != 0 {
+		t.Errorf("the states are %v", got)
+	}
 	a.del("a")
 	same(t, "objects after the end of the first", objects(t, api), []string{mine + " n2 b/net1"})
 	b.del("b")

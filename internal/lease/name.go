@@ -87,6 +87,13 @@ func ownerOf(spec v1alpha1.AddressLeaseSpec) ipam.Owner {
 	return ipam.AttachmentOwner(spec.Sandbox, spec.Interface)
 }
 
+// outlives says whether an owner is more than an attachment.
+func outlives(owner ipam.Owner) bool {
+	_, _, claim := ipam.ParseClaimOwner(owner)
+	_, _, nic := ipam.ParseNICOwner(owner)
+	return claim || nic
+}
+
 // holderName is what people call the holder of a lease.
 func holderName(spec v1alpha1.AddressLeaseSpec) string {
 	name := spec.Owner.Kind + " " + spec.Owner.Namespace + "/" + spec.Owner.Name

@@ -60,7 +60,8 @@ func (s *Store) ofSandboxes(owners []ipam.Owner) []ipam.Owner {
 	return all
 }
 
-// Release gives an address back if its owner has it.
+// Release gives an address back if its owner has it. One of an owner that outlives
+// attachments goes back in the background: who calls may hold locks.
 func (s *Store) Release(ctx context.Context, lease ipam.Lease) error {
 	s.mu.Lock()
 	h, now := s.leases[keyOf(lease)], time.Now()
@@ -72,9 +73,14 @@ func (s *Store) Release(ctx context.Context, lease ipam.Lease) error {
 		s.mu.Unlock()
 		return s.memory.Release(ctx, lease)
 	}
-	h.release = &release{done: make(chan struct{}), busy: now.After(s.away)}
+	outlives := outlives(lease.Owner)
+	h.release = &release{done: make(chan struct{}), busy: now.After(s.away) && !outlives}
 	try := h.release.busy
 	s.mu.Unlock()
+	if outlives {
+		s.poke() // it needs no file: Sweep finds what belongs to nobody
+		return nil
+	}
 	if try {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releasePatience)
 		defer cancel()

@@ -271,9 +271,7 @@ func (s *Store) assert(ctx context.Context, lease ipam.Lease, users Users) bool 
 func (s *Store) wanted(ctx context.Context, lease ipam.Lease, users Users) bool {
 	var is bool
 	var err error
-	_, _, claim := ipam.ParseClaimOwner(lease.Owner)
-	_, _, nic := ipam.ParseNICOwner(lease.Owner)
-	if claim || nic {
+	if outlives(lease.Owner) {
 		is, err = users.Kept(ctx, lease.Owner)
 	} else {
 		sandbox, _, _ := strings.Cut(string(lease.Owner), "/")
@@ -332,4 +330,23 @@ func (s *Store) listingDue(listed time.Time) bool {
 		return since > doubtEvery
 	}
 	return since > listEvery+s.jitter
+}
+
+// States counts the leases of this node: those that are held, that are returning to
+// the cluster, and that are conflicting with another's there.
+func (s *Store) States() map[string]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	count := map[string]int{"held": 0, "returning": 0, "conflicting": 0}
+	for _, h := range s.leases {
+		switch {
+		case h.release != nil:
+			count["returning"]++
+		case h.conflict:
+			count["conflicting"]++
+		default:
+			count["held"]++
+		}
+	}
+	return count
 }

@@ -49,6 +49,8 @@ type Facts struct {
 	Attachments map[string]int
 	// Changed is how many Pods have networks that are not as they were made.
 	Changed int
+	// Leases are addresses of the cluster by their state.
+	Leases map[string]int
 }
 
 // New makes the metrics of a program of that version. facts is asked when
@@ -117,12 +119,13 @@ var (
 	callsDesc       = prometheus.NewDesc("weft_cni_calls", "CNI calls at the moment: worked on, or waiting for their turn.", []string{"state"}, nil)
 	keptDesc        = prometheus.NewDesc("weft_cni_kept_dels", "DELs that weft-cni left on disk for the agent and that are not done yet.", nil, nil)
 	attachmentsDesc = prometheus.NewDesc("weft_attachments", "Attachments of Pods to networks, by stage.", []string{"stage"}, nil)
+	heldDesc        = prometheus.NewDesc("weft_address_leases", "Addresses of the cluster on this node, by state.", []string{"state"}, nil)
 	changedDesc     = prometheus.NewDesc("weft_pods_changed", "Pods with networks that are not as they were made.", nil, nil)
 )
 
 // Describe is a prometheus.Collector's.
 func (present) Describe(to chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{callsDesc, keptDesc, attachmentsDesc, changedDesc} {
+	for _, desc := range []*prometheus.Desc{callsDesc, keptDesc, attachmentsDesc, heldDesc, changedDesc} {
 		to <- desc
 	}
 }
@@ -139,5 +142,8 @@ func (p present) Collect(to chan<- prometheus.Metric) {
 	gauge(changedDesc, facts.Changed)
 	for stage, count := range facts.Attachments {
 		gauge(attachmentsDesc, count, stage)
+	}
+	for state, count := range facts.Leases {
+		gauge(heldDesc, count, state)
 	}
 }

@@ -27,7 +27,7 @@ func scrape(t *testing.T, m *Metrics) []string {
 }
 
 func TestMetrics(t *testing.T) {
-	facts := Facts{Working: 3, Waiting: 2, Kept: 1, Changed: 4, Attachments: map[string]int{"attached": 7, "failed": 0}}
+	facts := Facts{Working: 3, Waiting: 2, Kept: 1, Changed: 4, Attachments: map[string]int{"attached": 7, "failed": 0}, Leases: map[string]int{"held": 5}}
 	m := New("v1.2.3", func() Facts { return facts })
 	m.Phase("ADD", "", "total", 7*time.Millisecond)
 	m.Phase("ADD", "tuning", "exec", 3*time.Second)
@@ -45,7 +45,7 @@ func TestMetrics(t *testing.T) {
 		`weft_api_requests_total{code="200",method="PATCH",resource="pods"} 1`,
 		`weft_api_requests_total{code="0",method="PATCH",resource="pods"} 1`,
 		`weft_cni_calls{state="working"} 3`, `weft_cni_calls{state="waiting"} 2`, `weft_cni_kept_dels 1`,
-		`weft_attachments{stage="attached"} 7`, `weft_attachments{stage="failed"} 0`, `weft_pods_changed 4`,
+		`weft_attachments{stage="attached"} 7`, `weft_attachments{stage="failed"} 0`, `weft_pods_changed 4`, `weft_address_leases{state="held"} 5`,
 		`weft_network_changes_total 1`, `weft_network_repairs_total 2`, `version="v1.2.3"} 1`, `process_resident_memory_bytes `, `go_goroutines `,
 	} {
 		if !strings.Contains(all, want) {

@@ -19,7 +19,7 @@ func (a *agent) facts() metrics.Facts {
 		return metrics.Facts{}
 	}
 	load := server.Load()
-	facts := metrics.Facts{Working: load.Working, Waiting: load.Waiting, Kept: load.Kept, Attachments: map[string]int{}}
+	facts := metrics.Facts{Working: load.Working, Waiting: load.Waiting, Kept: load.Kept, Attachments: map[string]int{}, Leases: a.leases.States()}
 	for stage, count := range a.engine.Stages() {
 		facts.Attachments[string(stage)] = count
 	}
