@@ -4,23 +4,46 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/weftnet/weft/api/netattach"
 	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/ipam"
 )
 
+// maxNamedFile bounds what is read of a file that a network's config names, in
+// bytes: any author of a network writes such a name.
+const maxNamedFile = 1 << 20
+
+// readNamedFile reads a file that a network's config names.
+func readNamedFile(path string) ([]byte, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a pipe would have us wait for its writer
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxNamedFile {
+		return nil, fmt.Errorf("%s is no file of at most %d bytes", path, maxNamedFile)
+	}
+	return io.ReadAll(io.LimitReader(file, maxNamedFile))
+}
+
 // readFlatFile reads a flat file of whereabouts. A directory, which is what its
 // installer writes as configuration_path, means the file in it.
 func readFlatFile(path string) ([]byte, error) {
-	info, err := os.Stat(path)
-	if err == nil && info.IsDir() {
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
 		path = filepath.Join(path, "whereabouts.conf")
 	}
-	return os.ReadFile(path)
+	return readNamedFile(path)
 }
 
 // withFlatFile fills the ipam object of the first plugin from the first flat

@@ -2,9 +2,12 @@ package chain
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/weftnet/weft/internal/hint"
 )
@@ -52,4 +55,24 @@ func TestFlatFile(t *testing.T) {
 		t.Errorf("a file that is no JSON: %v", err)
 	}
 	w.empty()
+}
+
+// TestReadFlatFile: the path is any that the author of a network writes.
+func TestReadFlatFile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	pipe, big := filepath.Join(dir, "pipe"), filepath.Join(dir, "big")
+	if err := errors.Join(unix.Mkfifo(pipe, 0o600), os.WriteFile(big, make([]byte, maxNamedFile+1), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{pipe, big, "/dev/zero"} {
+		if _, err := readFlatFile(path); err == nil || errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: got %v", path, err)
+		}
+	}
+	for _, path := range []string{filepath.Join(dir, "absent"), dir} {
+		if _, err := readFlatFile(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: got %v, want %v", path, err, fs.ErrNotExist)
+		}
+	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 
 	"github.com/weftnet/weft/internal/hint"
@@ -121,7 +120,7 @@ func (t *attaching) allocate(ctx context.Context, w *attachment, alloc *ipam.All
 		}
 	}
 	if config.ResolvConf != "" {
-		text, err := os.ReadFile(config.ResolvConf)
+		text, err := readNamedFile(config.ResolvConf)
 		if err != nil {
 			return &hint.Error{Field: "ipam.resolvConf", Value: config.ResolvConf, Problem: "cannot be read", Remedy: "name a file in resolv.conf(5) form, or leave it out", Err: err}
 		}
