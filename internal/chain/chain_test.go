@@ -59,11 +59,8 @@ func TestAddDelNative(t *testing.T) {
 	}
 	w.same("second add", len(again.Attachments), 4)
 
-	if err := w.engine.Del(t.Context(), "a"); err != nil {
-		t.Fatal(err)
-	}
+	w.end("a")
 	w.podEmpty("a")
-	w.empty()
 	if err := w.engine.Del(t.Context(), "a"); err != nil {
 		t.Errorf("second del: %v", err)
 	}
@@ -169,11 +166,8 @@ func TestForeignMain(t *testing.T) {
 	if err := w.engine.Check(t.Context(), "a"); !errors.Is(err, ErrChanged) {
 		t.Errorf("check after a change: %v", err)
 	}
-	if err := w.engine.Del(t.Context(), "a"); err != nil {
-		t.Fatal(err)
-	}
+	w.end("a")
 	w.podEmpty("a")
-	w.empty()
 }
 
 // TestForeignIPAM has a native plugin take its addresses from a binary.
@@ -265,10 +259,7 @@ func TestNamespaceMadeAnew(t *testing.T) {
 	}
 	w.same("links", w.links(w.pod("a")), []string{"eth0"})
 	w.same("attachments", len(box.Attachments), 1)
-	if err := w.engine.Del(t.Context(), "a"); err != nil {
-		t.Fatal(err)
-	}
-	w.empty()
+	w.end("a")
 }
 
 func TestSharedBridgeStaysWhileClaimed(t *testing.T) {
@@ -282,10 +273,7 @@ func TestSharedBridgeStaysWhileClaimed(t *testing.T) {
 	}
 	w.in(w.pod("b"), "ping", "-c1", "-W2", "-q", "10.88.0.1")
 	w.same("bridge", w.addrs(w.host, "weft0"), []string{"10.88.0.1/24", "fd88::1/64"})
-	if err := w.engine.Del(t.Context(), "b"); err != nil {
-		t.Fatal(err)
-	}
-	w.empty()
+	w.end("b")
 }
 
 func TestStrangersBridgeIsLeftAlone(t *testing.T) {
@@ -330,10 +318,7 @@ func TestDefaultNetworkAnnotation(t *testing.T) {
 	if !errors.Is(err, ErrUnknownNetwork) || !strings.Contains(err.Error(), `one of that name is in namespace kube-system: write kube-system/lan`) {
 		t.Errorf("unknown: %v", err)
 	}
-	if err := w.engine.Del(t.Context(), "a"); err != nil {
-		t.Fatal(err)
-	}
-	w.empty()
+	w.end("a")
 }
 
 // TestLinkInContainer stacks a macvlan on the Pod's own eth0, which is planned
@@ -354,11 +339,8 @@ func TestLinkInContainer(t *testing.T) {
 	if err := w.engine.Check(t.Context(), "a"); err != nil {
 		t.Errorf("check: %v", err)
 	}
-	if err := w.engine.Del(t.Context(), "a"); err != nil {
-		t.Fatal(err)
-	}
+	w.end("a")
 	w.podEmpty("a")
-	w.empty()
 }
 
 // TestOneMACAtOnce: of Pods that ask for one MAC at the same moment, one gets it.

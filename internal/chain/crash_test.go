@@ -57,6 +57,17 @@ func walk(t *testing.T, body func(n int) (more bool)) {
 	}
 }
 
+// walked ends a walk through an ADD of sandbox a, whose last turn stopped nowhere.
+func (w *world) walked(err error) (more bool) {
+	w.t.Helper()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.engine.beforeStep = nil
+	w.end("a")
+	return false
+}
+
 func TestKilledInAdd(t *testing.T) {
 	t.Parallel()
 	needPlugin(t, "ptp")
@@ -68,15 +79,7 @@ func TestKilledInAdd(t *testing.T) {
 		at := stopAt(w.engine, n, errKilled)
 		_, err := w.engine.Add(t.Context(), w.request("a", annotation))
 		if at() == "" {
-			if err != nil {
-				t.Fatal(err)
-			}
-			w.engine.beforeStep = nil
-			if err := w.engine.Del(t.Context(), "a"); err != nil {
-				t.Fatal(err)
-			}
-			w.empty()
-			return false
+			return w.walked(err)
 		}
 		if !errors.Is(err, errKilled) {
 			t.Fatalf("killed before %s: %v", at(), err)
@@ -131,11 +134,8 @@ func TestKilledInAddWithoutRestore(t *testing.T) {
 			t.Fatalf("add after a crash before %s: %v", at(), err)
 		}
 		checkAgreement(t, w, "a")
-		if err := w.engine.Del(t.Context(), "a"); err != nil {
-			t.Fatal(err)
-		}
+		w.end("a")
 		w.podEmpty("a")
-		w.empty()
 		return at() != "" && !t.Failed()
 	})
 }
@@ -218,15 +218,7 @@ func TestFailedStep(t *testing.T) {
 		at := stopAt(w.engine, n, broken)
 		_, err := w.engine.Add(t.Context(), w.request("a", annotation))
 		if at() == "" {
-			if err != nil {
-				t.Fatal(err)
-			}
-			w.engine.beforeStep = nil
-			if err := w.engine.Del(t.Context(), "a"); err != nil {
-				t.Fatal(err)
-			}
-			w.empty()
-			return false
+			return w.walked(err)
 		}
 		if !errors.Is(err, broken) {
 			t.Fatalf("failed at %s: %v", at(), err)
@@ -295,10 +287,7 @@ func TestHalfApplied(t *testing.T) {
 				w.empty()
 			}
 			left = 0
-			if err := w.engine.Del(t.Context(), "a"); err != nil {
-				t.Fatal(err)
-			}
-			w.empty()
+			w.end("a")
 		})
 	}
 }
@@ -337,10 +326,7 @@ func TestRestoreAfterReboot(t *testing.T) {
 		}
 	}
 	w.add("a", mixed(w))
-	if err := w.engine.Del(t.Context(), "a"); err != nil {
-		t.Fatal(err)
-	}
-	w.empty()
+	w.end("a")
 }
 
 func TestRestoreKeepsWhatIsWhole(t *testing.T) {
@@ -433,10 +419,7 @@ func TestNewerRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.restart()
-	if err := w.engine.Del(t.Context(), "a"); err != nil {
-		t.Fatal(err)
-	}
-	w.empty()
+	w.end("a")
 }
 
 // TestDelGoesOn wants DEL to take away all it can, and to keep a record of the
@@ -465,8 +448,5 @@ func TestDelGoesOn(t *testing.T) {
 	}
 	w.same("what is left", len(box.Attachments), 1)
 	w.same("stage", []any{box.Attachments[0].Stage, strings.Contains(box.Attachments[0].Reason, "omega")}, []any{record.Detaching, true})
-	if err := w.engine.Del(t.Context(), "a"); err != nil {
-		t.Fatal(err)
-	}
-	w.empty()
+	w.end("a")
 }

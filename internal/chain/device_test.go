@@ -262,10 +262,7 @@ func TestKubeletIsAway(t *testing.T) {
 	}
 	w.refused("b", "plain,fast", "look up devices of Pod demo/pod-b: the kubelet is away")
 	w.podEmpty("b")
-	if err := w.engine.Del(t.Context(), "a"); err != nil {
-		t.Fatal(err)
-	}
-	w.empty()
+	w.end("a")
 }
 
 // TestDeviceOfHotplug: what is plugged in takes a device that is free, and gives
@@ -291,8 +288,5 @@ func TestDeviceOfHotplug(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := w.engine.Del(t.Context(), "a"); err != nil {
-		t.Fatal(err)
-	}
-	w.empty()
+	w.end("a")
 }

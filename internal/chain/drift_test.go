@@ -90,10 +90,7 @@ func TestDrift(t *testing.T) {
 					}
 					w.whole("a", box)
 				}
-				if err := w.engine.Del(t.Context(), "a"); err != nil {
-					t.Errorf("del: %v", err)
-				}
-				w.empty()
+				w.end("a")
 			})
 		}
 	}
@@ -150,10 +147,7 @@ func TestDriftOfForeignPrimary(t *testing.T) {
 	if err := w.engine.Check(t.Context(), "a"); !errors.Is(err, ErrChanged) {
 		t.Errorf("check: %v", err)
 	}
-	if err := w.engine.Del(t.Context(), "a"); err != nil {
-		t.Fatal(err)
-	}
-	w.empty()
+	w.end("a")
 }
 
 // TestDriftOnTheHost: what a Pod stands on is gone, and comes back.
@@ -242,10 +236,7 @@ func TestOthersWorkIsNoDrift(t *testing.T) {
 	if done, err := w.engine.Repair(t.Context(), "a", anything); !errors.Is(err, ErrNotOurs) || len(done) > 0 {
 		t.Errorf("repair did %v (%v)", done, err)
 	}
-	if err := w.engine.Del(t.Context(), "a"); err != nil {
-		t.Fatal(err)
-	}
-	w.empty()
+	w.end("a")
 }
 
 // TestNoRepairInLaunchers: whoever rewires, or may be about to, is left alone,
@@ -272,10 +263,7 @@ func TestNoRepairInLaunchers(t *testing.T) {
 		t.Errorf("after a rewiring, repair did %v (%v)", done, err)
 	}
 	w.same("what the Pod has", w.in(w.pod("a"), "ip", "-br", "addr"), before)
-	if err := w.engine.Del(t.Context(), "a"); err != nil {
-		t.Fatal(err)
-	}
-	w.empty()
+	w.end("a")
 }
 
 func BenchmarkInspect(b *testing.B) {

@@ -59,11 +59,8 @@ func TestHotplug(t *testing.T) {
 	if err := w.engine.Check(t.Context(), "a"); err != nil {
 		t.Errorf("check: %v", err)
 	}
-	if err := w.engine.Del(t.Context(), "a"); err != nil {
-		t.Fatal(err)
-	}
+	w.end("a")
 	w.podEmpty("a")
-	w.empty()
 }
 
 func TestKilledInHotplug(t *testing.T) {
@@ -104,10 +101,7 @@ func TestKilledInHotplug(t *testing.T) {
 		checkAgreement(t, w, "a")
 		return (at() != "" || more() != "") && !t.Failed()
 	})
-	if err := w.engine.Del(t.Context(), "a"); err != nil {
-		t.Fatal(err)
-	}
-	w.empty()
+	w.end("a")
 }
 
 // TestMovedAddresses plays what the wiring of a bridge-bound VM does.
@@ -197,10 +191,7 @@ func TestCheckFindsEveryDifference(t *testing.T) {
 	if err := w.engine.Check(t.Context(), "b"); !errors.Is(err, ErrChanged) {
 		t.Errorf("namespace gone: %v", err)
 	}
-	if err := w.engine.Del(t.Context(), "b"); err != nil {
-		t.Fatal(err)
-	}
-	w.empty()
+	w.end("b")
 }
 
 // TestRefusals is what a user gets wrong; nothing may be left of any.
@@ -242,10 +233,7 @@ func TestRefusals(t *testing.T) {
 	if _, err := w.engine.Add(t.Context(), w.request("nons", "")); err == nil || !strings.Contains(err.Error(), "is no network namespace") {
 		t.Errorf("no namespace: %v", err)
 	}
-	if err := w.engine.Del(t.Context(), "holder"); err != nil {
-		t.Fatal(err)
-	}
-	w.empty()
+	w.end("holder")
 }
 
 // TestClaim keeps the addresses of a claim over the life of sandboxes.
@@ -371,10 +359,7 @@ func TestSameSandboxAtOnce(t *testing.T) {
 	}
 	group.Wait()
 	w.same("calls", w.verbs(), []string{"ADD alpha net1"})
-	if err := w.engine.Del(t.Context(), "a"); err != nil {
-		t.Fatal(err)
-	}
-	w.empty()
+	w.end("a")
 }
 
 func TestIsolationHoldsForHotplug(t *testing.T) {
@@ -391,8 +376,5 @@ func TestIsolationHoldsForHotplug(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "isolated by namespace") {
 		t.Errorf("a network of another namespace is attached: %v", err)
 	}
-	if err := w.engine.Del(t.Context(), "a"); err != nil {
-		t.Fatal(err)
-	}
-	w.empty()
+	w.end("a")
 }

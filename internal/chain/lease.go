@@ -69,9 +69,13 @@ func (t *attaching) chooseLeases(ctx context.Context) error {
 		if !config.ClusterWide {
 			continue
 		}
-		_, missing := t.runner.find(call{plugin: config.Type})
+		installed := false // a plugin that gives what is unique in the cluster
+		if ipam.ClusterWide(config.Type) {
+			_, err := t.runner.find(call{plugin: config.Type})
+			installed = err == nil
+		}
 		var err error
-		if w.rec.Leased, err = t.serves(ctx, missing == nil); err != nil {
+		if w.rec.Leased, err = t.serves(ctx, installed); err != nil {
 			return err
 		}
 		if !w.rec.Leased && !ipam.ClusterWide(config.Type) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -232,6 +233,34 @@ func TestClusterWide(t *testing.T) {
 	unserved.err = ipam.ErrUnanswered
 	if err := w.refused("d", "blue"); !errors.Is(err, ipam.ErrUnanswered) {
 		t.Errorf("while nobody knows: %v", err)
+	}
+}
+
+// TestClusterWideBesideWhereabouts: as long as Whereabouts holds the addresses of
+// the cluster it goes on to give them; those of host-local it never gave.
+func TestClusterWideBesideWhereabouts(t *testing.T) {
+	t.Parallel()
+	w := newLeased(t)
+	_, err := w.api.Create(t.Context(), &store.Object{Object: map[string]any{
+		"apiVersion": "whereabouts.cni.cncf.io/v1alpha1", "kind": "IPPool", "metadata": map[string]any{"namespace": "kube-system", "name": "10.31.0.0-24"},
+		"spec": map[string]any{"range": "10.31.0.0/24", "allocations": map[string]any{"1": map[string]any{"id": "x", "podref": "demo/x"}}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dirs := []string{t.TempDir(), binDir}
+	for _, plugin := range []string{"whereabouts", "host-local"} {
+		if err := os.Symlink(filepath.Join(binDir, "recorder"), filepath.Join(dirs[0], plugin)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.engine.runner.binDirs = dirs
+	w.nads.add("demo/own", `{"cniVersion":"1.0.0","type":"bridge","bridge":"o0","ipam":{"type":"host-local","subnet":"10.33.0.0/24","clusterWide":true}}`)
+	w.add("a", "own")
+	w.agrees("a")
+	w.same("leases", len(w.held()), 1)
+	if err := w.engine.Del(t.Context(), "a"); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -148,10 +148,7 @@ func TestRewiredAddAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.same("links", w.in(w.pod("a"), "ip", "-o", "link"), before)
-	if err := w.engine.Del(t.Context(), "a"); err != nil {
-		t.Fatal(err)
-	}
-	w.empty()
+	w.end("a")
 }
 
 // TestRewiredIsNoExcuse has things break in a Pod that rewired its links.
@@ -185,10 +182,7 @@ func TestRewiredIsNoExcuse(t *testing.T) {
 			if err := w.engine.Check(t.Context(), "a"); !errors.Is(err, ErrChanged) || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("check: %v", err)
 			}
-			if err := w.engine.Del(t.Context(), "a"); err != nil {
-				t.Fatal(err)
-			}
-			w.empty()
+			w.end("a")
 		})
 	}
 }
@@ -218,11 +212,8 @@ func TestRewiredHotplug(t *testing.T) {
 		}
 	}
 	w.same("links left", w.links(w.pod("a")), []string{"eth0"})
-	if err := w.engine.Del(t.Context(), "a"); err != nil {
-		t.Fatal(err)
-	}
+	w.end("a")
 	w.podEmpty("a")
-	w.empty()
 }
 
 // TestMasqueradedPod has the launcher do what it does for the masquerade binding:

@@ -148,10 +148,7 @@ func TestDefaultRouteMovesWithHotplug(t *testing.T) {
 	w.same("after a failure", w.defaultsOf(w.pod("a")), before)
 	w.same("links after a failure", w.links(w.pod("a")), []string{"eth0"})
 	checkAgreement(t, w, "a")
-	if err := w.engine.Del(t.Context(), "a"); err != nil {
-		t.Fatal(err)
-	}
-	w.empty()
+	w.end("a")
 }
 
 func TestUnreachableGateway(t *testing.T) {

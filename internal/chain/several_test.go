@@ -95,10 +95,7 @@ func TestRestoreSeveral(t *testing.T) {
 		t.Errorf("records left: %v (%v), want that of the one that is whole", left, err)
 	}
 	checkAgreement(t, w, "whole")
-	if err := w.engine.Del(t.Context(), "whole"); err != nil {
-		t.Fatal(err)
-	}
-	w.empty()
+	w.end("whole")
 }
 
 // TestRestoreSeveralKilled dies in the middle of that, at several steps.

@@ -396,6 +396,15 @@ func (w *world) empty() {
 	w.emptyBut()
 }
 
+// end takes a sandbox off its networks, and nothing of it or others is left.
+func (w *world) end(id string) {
+	w.t.Helper()
+	if err := w.engine.Del(w.t.Context(), id); err != nil {
+		w.t.Errorf("del: %v", err)
+	}
+	w.empty()
+}
+
 func (w *world) emptyBut(hostLinks ...string) {
 	w.t.Helper()
 	want := append([]string{"uplink"}, hostLinks...)

@@ -53,9 +53,7 @@ func (l *lab) steps(body func(env string) (killed bool)) {
 // included. The runtime either asks for the same again, or gives the sandbox up
 // and makes another, as containerd does.
 func TestAgentKilledInAdd(t *testing.T) {
-	l := newLab(t)
-	l.start()
-	l.define()
+	l := runningLab(t)
 	l.kill()
 	for _, again := range []bool{true, false} {
 		t.Run(fmt.Sprintf("same sandbox %v", again), func(t *testing.T) {
@@ -95,9 +93,7 @@ func TestAgentKilledInAdd(t *testing.T) {
 // at the same distance from its next start, when it does the DEL that weft-cni
 // kept.
 func TestAgentKilledInDel(t *testing.T) {
-	l := newLab(t)
-	l.start()
-	l.define()
+	l := runningLab(t)
 	l.kill()
 	l.steps(func(env string) bool {
 		p := l.pod(mixed)
@@ -127,16 +123,10 @@ func TestAgentKilledInDel(t *testing.T) {
 
 // TestReboot: records are there, and the namespaces and links are not.
 func TestReboot(t *testing.T) {
-	l := newLab(t)
-	l.start()
-	l.define()
+	l := runningLab(t)
 	var all []*pod
 	for range 3 {
-		p := l.pod(mixed)
-		p.sandbox(true)
-		if err := p.add(); err != nil {
-			t.Fatal(err)
-		}
+		p := l.attached(mixed, true)
 		all = append(all, p)
 	}
 	l.kill()
@@ -179,9 +169,7 @@ func TestReboot(t *testing.T) {
 // TestEndsWithoutDel: a sandbox that ended while no agent ran, and of whose end
 // nobody tells, is taken back at the agent's start.
 func TestEndsWithoutDel(t *testing.T) {
-	l := newLab(t)
-	l.start()
-	l.define()
+	l := runningLab(t)
 	lost, lives := l.pod(mixed), l.pod(mixed)
 	for _, p := range []*pod{lost, lives} {
 		p.sandbox(true)
@@ -195,11 +183,7 @@ func TestEndsWithoutDel(t *testing.T) {
 	}
 	l.start()
 	lives.check()
-	next := l.pod(mixed)
-	next.sandbox(true)
-	if err := next.add(); err != nil {
-		t.Fatal(err)
-	}
+	next := l.attached(mixed, true)
 	next.whole() // with the addresses of the lost one
 	next.end()
 	lives.end()

@@ -17,15 +17,18 @@ import (
 	"github.com/weftnet/weft/test/kubelab"
 )
 
-// apiFaults are what may be wrong with the API server. Those of input, disk and
-// plugins are in cniserver's table.
-var apiFaults = []struct {
+// apiFault is what may be wrong with the API server.
+type apiFault struct {
 	name  string
 	fault kubelab.Fault
 	// An ADD that needs an answer ends with code and words; 0: it waits and succeeds.
 	code  uint
 	words []string
-}{
+}
+
+// apiFaults are those; what may be wrong with input, disk and plugins is in
+// cniserver's table.
+var apiFaults = []apiFault{
 	{"slow by 2 s", kubelab.Fault{Delay: 2 * time.Second}, 0, nil},
 	{"away", kubelab.Fault{Away: true}, types.ErrTryAgainLater, []string{"API server", "did not answer", "can be reached from this node"}},
 	{"409", kubelab.Fault{Status: http.StatusConflict}, types.ErrTryAgainLater, []string{"API server", "tries again"}},
@@ -41,46 +44,72 @@ func (l *lab) everything(fault kubelab.Fault) {
 
 func (l *lab) nothing() { l.proxy.Spoil(nil) }
 
-// TestAPIFaultsAtADD: nothing is known of the Pod, and the API server is asked.
-func TestAPIFaultsAtADD(t *testing.T) {
-	l := newLab(t)
-	l.start()
-	l.define()
+// writes of network-status have the fault from now on.
+func (l *lab) writes(fault kubelab.Fault) {
+	l.proxy.Spoil(func(r *http.Request) kubelab.Fault {
+		if r.Method == http.MethodPatch {
+			return fault
+		}
+		return kubelab.Fault{}
+	})
+}
+
+// eachFault tries a test with each of apiFaults, which it puts up itself. Nothing
+// is left behind.
+func (l *lab) eachFault(test func(tt apiFault)) {
+	outer := l.t
+	defer func() { l.t = outer }()
 	for _, tt := range apiFaults {
-		t.Run(tt.name, func(t *testing.T) {
+		outer.Run(tt.name, func(t *testing.T) {
 			l.t = t
 			defer l.nothing()
-			l.everything(tt.fault)
-			p := l.pod("blue")
-			p.sandbox(false)
-			err := p.add()
-			if tt.code == 0 && err != nil {
-				t.Errorf("ADD: %v", err)
-			}
-			if tt.code != 0 {
-				code(t, err, tt.code, tt.words...)
-				if err := l.leftovers(); err != nil {
-					t.Error(err)
-				}
-				l.nothing()
-				if err := p.add(); err != nil {
-					t.Fatalf("ADD when the API server is well again: %v", err)
-				}
-			}
-			p.agrees("eth0", "net1")
-			p.end()
+			test(tt)
 			l.nothingLeft()
 		})
 	}
+}
+
+// asks is an ADD that needs the API server, which has the fault: it says whether
+// it failed, as it should, with nothing left.
+func (p *pod) asks(tt apiFault) (failed bool) {
+	p.t.Helper()
+	err := p.add()
+	if tt.code == 0 {
+		if err != nil {
+			p.t.Errorf("ADD: %v", err)
+		}
+		return false
+	}
+	code(p.t, err, tt.code, tt.words...)
+	if err := p.leftovers(); err != nil {
+		p.t.Error(err)
+	}
+	return true
+}
+
+// TestAPIFaultsAtADD: nothing is known of the Pod, and the API server is asked.
+func TestAPIFaultsAtADD(t *testing.T) {
+	l := runningLab(t)
+	l.eachFault(func(tt apiFault) {
+		l.everything(tt.fault)
+		p := l.pod("blue")
+		p.sandbox(false)
+		if p.asks(tt) {
+			l.nothing()
+			if err := p.add(); err != nil {
+				l.t.Fatalf("ADD when the API server is well again: %v", err)
+			}
+		}
+		p.agrees("eth0", "net1")
+		p.end()
+	})
 }
 
 // TestAPIFaultsWhileRunning: a Pod whose annotations the runtime passes and whose
 // networks are known starts and ends whatever the API server does; what is to be
 // written is written later.
 func TestAPIFaultsWhileRunning(t *testing.T) {
-	l := newLab(t)
-	l.start()
-	l.define()
+	l := runningLab(t)
 	first := l.pod("blue") // has the agent know the network
 	first.sandbox(true)
 	if err := first.add(); err != nil {
@@ -89,29 +118,24 @@ func TestAPIFaultsWhileRunning(t *testing.T) {
 	first.agrees("eth0", "net1")
 	first.end()
 	l.nothingLeft()
-	for _, tt := range apiFaults {
-		t.Run(tt.name, func(t *testing.T) {
-			l.t = t
-			defer l.nothing()
-			p, gone := l.pod("blue"), l.pod("blue")
-			for _, one := range []*pod{p, gone} {
-				one.sandbox(true)
+	l.eachFault(func(tt apiFault) {
+		p, gone := l.pod("blue"), l.pod("blue")
+		for _, one := range []*pod{p, gone} {
+			one.sandbox(true)
+		}
+		l.everything(tt.fault)
+		for _, one := range []*pod{p, gone} {
+			if err := one.add(); err != nil {
+				l.t.Fatalf("ADD: %v", err)
 			}
-			l.everything(tt.fault)
-			for _, one := range []*pod{p, gone} {
-				if err := one.add(); err != nil {
-					t.Fatalf("ADD: %v", err)
-				}
-			}
-			gone.end()
-			p.check()
-			l.nothing()
-			p.agrees("eth0", "net1")
-			p.hotplug()
-			p.end()
-			l.nothingLeft()
-		})
-	}
+		}
+		gone.end()
+		p.check()
+		l.nothing()
+		p.agrees("eth0", "net1")
+		p.hotplug()
+		p.end()
+	})
 }
 
 // hotplug proves that the agent follows Pods and networks.
@@ -131,52 +155,30 @@ func (p *pod) hotplug() {
 
 // TestAPIFaultsAtStatus: only what writes network-status fails.
 func TestAPIFaultsAtStatus(t *testing.T) {
-	l := newLab(t)
-	l.start()
-	l.define()
-	for _, tt := range apiFaults {
-		t.Run(tt.name, func(t *testing.T) {
-			l.t = t
-			defer l.nothing()
-			l.proxy.Take()
-			l.proxy.Spoil(func(r *http.Request) kubelab.Fault {
-				if r.Method == http.MethodPatch {
-					return tt.fault
+	l := runningLab(t)
+	l.eachFault(func(tt apiFault) {
+		l.proxy.Take()
+		l.writes(tt.fault)
+		p := l.attached("blue", true)
+		l.eventually("a PATCH", func() error {
+			for _, r := range l.proxy.Take() {
+				if r.Method == http.MethodPatch && strings.HasSuffix(r.Path, p.key.Name) {
+					return nil
 				}
-				return kubelab.Fault{}
-			})
-			p := l.pod("blue")
-			p.sandbox(true)
-			if err := p.add(); err != nil {
-				t.Fatalf("ADD: %v", err)
 			}
-			l.eventually("a PATCH", func() error {
-				for _, r := range l.proxy.Take() {
-					if r.Method == http.MethodPatch && strings.HasSuffix(r.Path, p.key.Name) {
-						return nil
-					}
-				}
-				return store.ErrNotFound
-			})
-			l.nothing()
-			p.agrees("eth0", "net1")
-			p.end()
-			l.nothingLeft()
+			return store.ErrNotFound
 		})
-	}
+		l.nothing()
+		p.agrees("eth0", "net1")
+		p.end()
+	})
 }
 
 // TestStartsWithoutAPI: an agent that starts while the API server is away answers
 // for Pods that need nothing of it, and follows it when it is there.
 func TestStartsWithoutAPI(t *testing.T) {
-	l := newLab(t)
-	l.start()
-	l.define()
-	p := l.pod("blue")
-	p.sandbox(true)
-	if err := p.add(); err != nil {
-		t.Fatal(err)
-	}
+	l := runningLab(t)
+	p := l.attached("blue", true)
 	l.kill()
 	l.everything(kubelab.Fault{Away: true})
 	defer l.nothing()
@@ -274,11 +276,7 @@ func TestHotplugThatResists(t *testing.T) {
 	ill := l.ill()
 	l.start()
 	l.shy()
-	p := l.pod("")
-	p.sandbox(true)
-	if err := p.add(); err != nil {
-		t.Fatal(err)
-	}
+	p := l.attached("", true)
 	if err := os.WriteFile(ill, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

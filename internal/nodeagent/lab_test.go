@@ -118,6 +118,24 @@ func newLab(t *testing.T) *lab {
 	return l
 }
 
+// runningLab has an agent and networks.
+func runningLab(t *testing.T) *lab {
+	t.Helper()
+	l := newLab(t)
+	l.start()
+	l.define()
+	return l
+}
+
+// thinLab has networks, and the thin plugin instead of an agent.
+func thinLab(t *testing.T) *lab {
+	t.Helper()
+	l := runningLab(t) // which makes the kind of networks
+	l.kill()
+	l.thin()
+	return l
+}
+
 func (l *lab) make(kind, version, namespace, name string, more map[string]any) *store.Object {
 	l.t.Helper()
 	obj := &store.Object{Object: map[string]any{"apiVersion": version, "kind": kind, "metadata": map[string]any{"name": name}}}
@@ -279,6 +297,17 @@ func (l *lab) podNamed(name string, annotations map[string]string) *pod {
 		"nodeName": "n1", "containers": []any{map[string]any{"name": "c", "image": "none"}}, "tolerations": []any{map[string]any{"operator": "Exists"}},
 	}})
 	p.uid = string(made.GetUID())
+	return p
+}
+
+// attached makes a Pod and attaches it; see sandbox.
+func (l *lab) attached(networks string, told bool) *pod {
+	l.t.Helper()
+	p := l.pod(networks)
+	p.sandbox(told)
+	if err := p.add(); err != nil {
+		l.t.Fatalf("ADD: %v", err)
+	}
 	return p
 }
 

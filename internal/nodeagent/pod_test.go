@@ -14,9 +14,7 @@ import (
 // TestStaticPod: its mirror in the API has another UID than the runtime says, and
 // is made after its sandbox. It has its networks and tells of them.
 func TestStaticPod(t *testing.T) {
-	l := newLab(t)
-	l.start()
-	l.define()
+	l := runningLab(t)
 	const hash = "0123456789abcdef0123456789abcdef"
 	p := &pod{lab: l, key: store.Key{Namespace: l.ns, Name: "static-n1"}, uid: hash, annotations: map[string]string{netattach.NetworksAnnotation: "blue", staticPod: hash}}
 	p.sandbox(true)
@@ -40,9 +38,7 @@ func TestStaticPod(t *testing.T) {
 // TestPodIsGone: a Pod the API server does not have, or has another one of, is no
 // success with nothing in it; the runtime tries again, and learns what happened.
 func TestPodIsGone(t *testing.T) {
-	l := newLab(t)
-	l.start()
-	l.define()
+	l := runningLab(t)
 	p := l.pod("blue")
 	p.sandbox(false)
 	for _, arg := range []struct {
@@ -61,9 +57,7 @@ func TestPodIsGone(t *testing.T) {
 // for a network that does not exist; the same again is none. The thin plugin
 // writes the same. A network whose configuration has what nobody reads has one, too.
 func TestEvents(t *testing.T) {
-	l := newLab(t)
-	l.start()
-	l.define()
+	l := runningLab(t)
 	l.nad("odd", `{"cniVersion":"1.0.0","type":"bridge","bridge":"odd0","ipam":{"type":"host-local","subnet":"10.64.0.0/24","range_start":"10.64.0.9"}}`)
 	for range 2 {
 		odd := l.pod("odd")

@@ -37,9 +37,7 @@ func (l *lab) thin() {
 // TestThinIsLikeTheAgent: the same Pod attached by either has the same
 // network-status and the same record, but for what is made up for each sandbox.
 func TestThinIsLikeTheAgent(t *testing.T) {
-	l := newLab(t)
-	l.start()
-	l.define()
+	l := runningLab(t)
 	l.nad("primary2", `{"cniVersion":"1.0.0","type":"bridge","bridge":"second0","isDefaultGateway":true,"ipam":{"type":"host-local","subnet":"10.65.0.0/24"}}`)
 	agents := l.plugin
 	for _, annotations := range []map[string]string{
@@ -126,11 +124,7 @@ func (p *pod) plain(text string) string {
 // TestThinAsksLittle: a GET for each network, one for the Pod if the runtime does
 // not tell of it, one PATCH, one event; and CHECK and DEL ask nothing.
 func TestThinAsksLittle(t *testing.T) {
-	l := newLab(t)
-	l.start()
-	l.define()
-	l.kill()
-	l.thin()
+	l := thinLab(t)
 	for told, want := range map[bool][]string{
 		true:  {"GET blue", "GET tuned", "PATCH POD", "POST events"},
 		false: {"GET POD", "GET blue", "GET tuned", "PATCH POD", "POST events"},
@@ -159,11 +153,7 @@ func TestThinAsksLittle(t *testing.T) {
 // TestThinAtOnce: calls take turns at the records and not at the API server,
 // which takes a second for each answer.
 func TestThinAtOnce(t *testing.T) {
-	l := newLab(t)
-	l.start()
-	l.define()
-	l.kill()
-	l.thin()
+	l := thinLab(t)
 	const count = 8
 	var mu sync.Mutex
 	var now, most int
@@ -219,53 +209,27 @@ func TestThinAtOnce(t *testing.T) {
 }
 
 func TestThinAPIFaults(t *testing.T) {
-	l := newLab(t)
-	l.start()
-	l.define()
-	l.kill()
-	l.thin()
-	for _, tt := range apiFaults {
-		t.Run(tt.name, func(t *testing.T) {
-			l.t = t
-			defer l.nothing()
-			l.everything(tt.fault)
-			p := l.pod("blue")
-			p.sandbox(false)
-			err := p.add()
-			if tt.code == 0 && err != nil {
-				t.Errorf("ADD: %v", err)
-			}
-			if tt.code != 0 {
-				code(t, err, tt.code, tt.words...)
-				if err := l.leftovers(); err != nil {
-					t.Error(err)
-				}
-				p.del() // asks nobody
-			}
-			l.proxy.Spoil(func(r *http.Request) kubelab.Fault {
-				if r.Method == http.MethodPatch {
-					return tt.fault
-				}
-				return kubelab.Fault{}
-			})
-			if err := p.add(); err != nil {
-				t.Errorf("ADD where network-status cannot be written: %v", err)
-			}
-			if interfaces := len(p.addresses()); interfaces != 3 {
-				t.Errorf("the Pod has %v", p.addresses())
-			}
-			p.end()
-			l.nothingLeft()
-		})
-	}
+	l := thinLab(t)
+	l.eachFault(func(tt apiFault) {
+		l.everything(tt.fault)
+		p := l.pod("blue")
+		p.sandbox(false)
+		if p.asks(tt) {
+			p.del() // asks nobody
+		}
+		l.writes(tt.fault)
+		if err := p.add(); err != nil {
+			l.t.Errorf("ADD where network-status cannot be written: %v", err)
+		}
+		if interfaces := len(p.addresses()); interfaces != 3 {
+			l.t.Errorf("the Pod has %v", p.addresses())
+		}
+		p.end()
+	})
 }
 
 func TestThinRefuses(t *testing.T) {
-	l := newLab(t)
-	l.start()
-	l.define()
-	l.kill()
-	l.thin()
+	l := thinLab(t)
 	for networks, words := range map[string][]string{
 		"nowhere":       {"there is no NetworkAttachmentDefinition " + l.ns + "/nowhere", "create it"},
 		"other/blue":    {"isolated by namespace", "globalNamespaces"},
@@ -283,11 +247,7 @@ func TestThinRefuses(t *testing.T) {
 // TestThinKilled kills the thin plugin before each step of an ADD, and of a DEL:
 // the runtime's next call finishes it, or GC does.
 func TestThinKilled(t *testing.T) {
-	l := newLab(t)
-	l.start()
-	l.define()
-	l.kill()
-	l.thin()
+	l := thinLab(t)
 	for _, verb := range []string{"ADD", "DEL"} {
 		t.Run(verb, func(t *testing.T) {
 			l.t = t

@@ -66,7 +66,7 @@ func TestPortIsTaken(t *testing.T) {
 		t.Error("metrics are no probe")
 	}
 	log, err := os.ReadFile(filepath.Join(l.dir, "log"))
-	if want := fmt.Sprintf("is taken on this node by nodeagent.test (PID %d)", os.Getpid()); err != nil || !strings.Contains(string(log), want) || !strings.Contains(string(log), "--http-address") {
+	if want := fmt.Sprintf("is taken on this node by %.15s (PID %d)", filepath.Base(os.Args[0]), os.Getpid()); err != nil || !strings.Contains(string(log), want) || !strings.Contains(string(log), "--http-address") {
 		t.Errorf("the log does not say that the port %s (%v):\n%s", want, err, log)
 	}
 	if err := other.Close(); err != nil {
@@ -90,11 +90,7 @@ func TestMetricsAndProbes(t *testing.T) {
 		return nil
 	})
 	l.define()
-	p := l.pod(mixed)
-	p.sandbox(true)
-	if err := p.add(); err != nil {
-		t.Fatal(err)
-	}
+	p := l.attached(mixed, true)
 	p.check()
 	lost := l.pod("nowhere")
 	lost.sandbox(true)
