@@ -238,7 +238,7 @@ func TestDelWithoutNamespace(t *testing.T) {
 	w.nads.add("demo/c", `{"cniVersion":"1.0.0","plugins":[{"type":"bridge","bridge":"c0","ipam":{"type":"host-local","subnet":"10.6.0.0/24"}},{"type":"alpha","dir":"`+w.rec()+`"}]}`)
 	w.nads.add("demo/lan", `{"type":"macvlan","master":"uplink"}`)
 	w.add("a", "c,lan")
-	w.in(w.host, "umount", w.pod("a"))
+	w.unmount("a")
 	if err := w.engine.Del(t.Context(), "a"); err != nil {
 		t.Fatal(err)
 	}
@@ -251,7 +251,7 @@ func TestNamespaceMadeAnew(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.add("a", "")
-	w.in(w.host, "umount", w.pod("a"))
+	w.unmount("a")
 	w.namespace("a")
 	box, err := w.engine.Add(t.Context(), w.request("a", ""))
 	if err != nil {

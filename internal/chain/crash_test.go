@@ -298,7 +298,7 @@ func TestRestoreAfterReboot(t *testing.T) {
 	w := newWorld(t)
 	w.add("a", mixed(w))
 	// What a reboot takes along, and what it does not.
-	w.in(w.host, "umount", w.pod("a"))
+	w.unmount("a")
 	for _, link := range []string{"weft0", "t0", "x0"} {
 		w.in(w.host, "ip", "link", "del", link)
 	}

@@ -187,7 +187,7 @@ func TestCheckFindsEveryDifference(t *testing.T) {
 	if err := w.engine.Check(t.Context(), "b"); !errors.Is(err, ErrChanged) {
 		t.Errorf("masquerade table gone: %v", err)
 	}
-	w.in(w.host, "umount", w.pod("b"))
+	w.unmount("b")
 	if err := w.engine.Check(t.Context(), "b"); !errors.Is(err, ErrChanged) {
 		t.Errorf("namespace gone: %v", err)
 	}

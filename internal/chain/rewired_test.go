@@ -130,7 +130,7 @@ func TestKilledInDelOfRewired(t *testing.T) {
 		}
 		w.same("links left after a crash before "+at(), w.links(w.pod("a")), []string{"aside0", "k6t-net1", "tapnet1"})
 		w.empty()
-		w.in(w.host, "umount", w.pod("a"))
+		w.unmount("a")
 		return at() != "" && !t.Failed()
 	})
 }

@@ -396,6 +396,13 @@ func (w *world) empty() {
 	w.emptyBut()
 }
 
+// unmount has the namespace of a sandbox go, also when a program that another test
+// is just starting still has its file open.
+func (w *world) unmount(id string) {
+	w.t.Helper()
+	w.in(w.host, "umount", "-l", w.pod(id))
+}
+
 // end takes a sandbox off its networks, and nothing of it or others is left.
 func (w *world) end(id string) {
 	w.t.Helper()
