@@ -34,7 +34,7 @@ func (t *taker) advised(ctx context.Context, scope ipam.Scope, r ipam.Range, own
 		candidates := t.Adviser.Candidates(ctx, string(scope), spans, count)
 		for _, addr := range candidates {
 			lease := ipam.Lease{Scope: scope, Addr: addr, Owner: owner}
-			if !within(spans, addr) || t.memory.Hold(lease) != nil {
+			if !within(spans, addr) || !t.holdFree(lease) {
 				continue
 			}
 			err := t.create(ctx, lease, r.Subnet.String(), false)
@@ -54,6 +54,14 @@ func (t *taker) advised(ctx context.Context, scope ipam.Scope, r ipam.Range, own
 		}
 	}
 	return netip.Addr{}, nil
+}
+
+// holdFree holds an address in memory that nobody here has, its own owner neither:
+// an attachment may want several of one range at the same time.
+func (s *Store) holdFree(lease ipam.Lease) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.memory.Holder(lease.Scope, lease.Addr) == "" && s.memory.Hold(lease) == nil
 }
 
 func within(spans []ipam.Span, addr netip.Addr) bool {

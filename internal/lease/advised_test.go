@@ -120,3 +120,33 @@ func TestAdvisers(t *testing.T) {
 		})
 	}
 }
+
+// stubborn proposes the same addresses whoever asks.
+type stubborn struct{}
+
+func (stubborn) Candidates(_ context.Context, _ string, spans []ipam.Span, count int) []netip.Addr {
+	return []netip.Addr{spans[0].First, spans[0].First.Next()}[:min(count, 2)]
+}
+
+// TestAdvisedTwice: two addresses of one range for one attachment are two, and both
+// are known to be held, although the adviser proposes one of them twice.
+func TestAdvisedTwice(t *testing.T) {
+	api := newAPI(t)
+	n := newNode(t, api, "n1")
+	n.Adviser = stubborn{}
+	for i := range 20 {
+		sandbox := fmt.Sprint("s", i)
+		got := n.mustAdd(parse(t, `{"type":"whereabouts","range":"10.9.0.0/24","ipRanges":[{"range":"10.9.0.0/24"}]}`), sandbox)
+		if len(got) != 2 || got[0] == got[1] {
+			t.Errorf("got %v", got)
+		}
+		if known := len(n.boxes[sandbox].Attachments[0].Leases); known != 2 {
+			t.Errorf("%d of the two are known to be held", known)
+		}
+		n.del(sandbox)
+		if left := objects(t, api); len(left) > 0 {
+			t.Fatalf("left are %q", left)
+		}
+	}
+	nothingLeft(t, api, n)
+}

@@ -107,7 +107,7 @@ func (s *Store) reserve(scope ipam.Scope, r ipam.Range, owner ipam.Owner) (ipam.
 	for i := range min(size, scanLimit) {
 		offset := (at + i) % size
 		addr := nth(spans, offset)
-		if s.memory.Holder(scope, addr) != "" {
+		if s.memory.Holder(scope, addr) != "" { // its own owner neither, see holdFree
 			continue
 		}
 		if other, known := others[addr]; known && now.Sub(other.when) < learnedFor {
