@@ -28,15 +28,13 @@ func NodeSlicePoolName(network, confName string) string {
 	return confName
 }
 
-var dashes = strings.NewReplacer(":", "-", "/", "-")
-
 // prefixed makes part of an object's name of an address or range. A name may not
 // begin with '-', on which whereabouts fails: such a one gets a "0" first.
 func prefixed(text string, prefixes ...string) string {
 	if strings.HasSuffix(text, ":") {
 		text += "0"
 	}
-	text = dashes.Replace(text)
+	text = strings.NewReplacer(":", "-", "/", "-").Replace(text)
 	name := ""
 	for _, p := range prefixes {
 		if p != "" {

@@ -71,7 +71,7 @@ func run(command string, args *skel.CmdArgs) error {
 	}
 	// A call that weft-cni hands over needs no API: the agent tells it, one day.
 	if conf.Kubeconfig != "" && !handedOver && command == "ADD" {
-		client, err := kubeapi.Open(conf.Kubeconfig)
+		client, err := kubeapi.Open(conf.Kubeconfig, kubeapi.Options{Agent: "weft-cni-thin"})
 		if err != nil {
 			return types.NewError(types.ErrInvalidNetworkConfig, err.Error(), "")
 		}

@@ -61,24 +61,3 @@ func TestMergeFlatRefuses(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
-
-// FuzzMergeFlat: whatever the two hold, there is a hint or a config that merging
-// again leaves as it is.
-func FuzzMergeFlat(f *testing.F) {
-	f.Add(`{"ipam": {"type": "whereabouts"}}`, usualFlatFile)
-	f.Add(`{"ipam": {"type": "whereabouts", "Range": "", "dns": {"domain": "a"}}}`, `{"RANGE": "10.0.0.0/24", "dns": {"search": ["b"]}, "ipRanges": [{"range": "fd00::/64"}]}`)
-	f.Add(`{"IPAM": {"type": "whereabouts", "range": null}}`, `{"range": {"a": 1}}`)
-	f.Fuzz(func(t *testing.T, conf, flat string) {
-		merged, err := MergeFlat([]byte(conf), "/x", []byte(flat))
-		if err != nil {
-			if _, ok := errors.AsType[*hint.Error](err); !ok {
-				t.Fatalf("no hint: %v", err)
-			}
-			return
-		}
-		again, err := MergeFlat(merged, "/x", []byte(flat))
-		if err != nil || string(again) != string(merged) {
-			t.Fatalf("%q and %q: merged %s, again %s %v", conf, flat, merged, again, err)
-		}
-	})
-}

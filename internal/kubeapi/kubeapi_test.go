@@ -97,11 +97,11 @@ func TestOpen(t *testing.T) {
 		{name: "insecure", cluster: "insecure-skip-tls-verify: true", user: "", who: ""},
 		{name: "another name", cluster: beside + ", tls-server-name: example.com", user: "token: abc", who: "Bearer abc"},
 		{name: "no address", address: "10.0.0.1", want: `cluster.server "10.0.0.1": is no address of an API server; write it like`},
-		{name: "proxy", cluster: "proxy-url: http://p", want: `cluster.proxy-url "http://p": is not supported by the thin plugin`},
+		{name: "proxy", cluster: "proxy-url: p", want: `cluster.proxy-url "p": is no address of a proxy`},
 		{name: "no CA", cluster: "certificate-authority: key", want: "cluster.certificate-authority: has no certificate"},
 		{name: "CA that is not there", cluster: "certificate-authority: gone", want: `cluster.certificate-authority "` + dir + `/gone": cannot be read`},
 		{name: "CA no base64", cluster: "certificate-authority-data: '%'", want: "cluster.certificate-authority-data: is no base64"},
-		{name: "exec", cluster: beside, user: "exec: {command: aws}", want: "user.exec: is not supported by the thin plugin; use a token"},
+		{name: "exec", cluster: beside, user: "exec: {command: aws}", want: "user.exec: is not supported by weft; use a token"},
 		{name: "password", cluster: beside, user: "username: me", want: "user.username: is not supported"},
 		{name: "certificate without key", cluster: beside, user: "client-certificate: cert", want: "user.client-certificate: does not go with its key"},
 		{name: "no token file", cluster: beside, user: "tokenFile: gone", want: `user.tokenFile "` + dir + `/gone": cannot be read`},
@@ -113,7 +113,7 @@ func TestOpen(t *testing.T) {
 			if err := os.WriteFile(path, fmt.Appendf(nil, file, tt.address, tt.cluster, tt.user), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			client, err := Open(path)
+			client, err := Open(path, Options{})
 			if tt.want != "" {
 				wantHint(t, err, "kubeconfig "+path+": "+tt.want)
 				return
@@ -138,10 +138,10 @@ func TestOpen(t *testing.T) {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, err := Open(path)
+		_, err := Open(path, Options{})
 		wantHint(t, err, "kubeconfig "+path+": "+want)
 	}
-	_, err := Open(filepath.Join(dir, "nothing"))
+	_, err := Open(filepath.Join(dir, "nothing"), Options{})
 	wantHint(t, err, "kubeconfig "+dir+"/nothing: cannot be read")
 }
 
@@ -160,7 +160,7 @@ func TestAnswers(t *testing.T) {
 	if err := os.WriteFile(path, fmt.Appendf(nil, file, address, "certificate-authority-data: "+base64.StdEncoding.EncodeToString(ca), "token: abc"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	client, err := Open(path)
+	client, err := Open(path, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +184,7 @@ func TestAnswers(t *testing.T) {
 	if err := os.WriteFile(path, away, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if client, err = Open(path); err != nil {
+	if client, err = Open(path, Options{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := client.Get(t.Context(), "/", nil, nil); !errors.Is(err, ErrUnanswered) {

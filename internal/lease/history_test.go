@@ -4,15 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/anishathalye/porcupine"
-	"k8s.io/client-go/rest"
 
 	"github.com/weftnet/weft/internal/ipam"
+	"github.com/weftnet/weft/internal/kubeapi"
 	"github.com/weftnet/weft/internal/store/kube"
 	"github.com/weftnet/weft/test/kubelab"
 )
@@ -162,18 +161,12 @@ func TestNeverTwice(t *testing.T) {
 func kubeAPI(t testing.TB) *faults {
 	t.Helper()
 	c := kubelab.Shared(t)
-	config := &rest.Config{
-		Host: c.Server, Dial: c.Dial, QPS: -1,
-		TLSClientConfig: rest.TLSClientConfig{
-			CAFile: filepath.Join(c.Dir, "ca.crt"), CertFile: filepath.Join(c.Dir, "admin.crt"), KeyFile: filepath.Join(c.Dir, "admin.key"),
-		},
-	}
-	api, err := kube.New(config)
+	client, err := kubeapi.Open(c.Kubeconfig(), kubeapi.Options{Dial: c.Dial})
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.LeaseKind(t)
-	return &faults{Store: api}
+	return &faults{Store: kube.New(client)}
 }
 
 // TestKubeNeverTwice is TestNeverTwice on a real API server.

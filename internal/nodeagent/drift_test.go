@@ -11,11 +11,10 @@ import (
 	"testing"
 	"time"
 
-	"k8s.io/client-go/rest"
-
 	"github.com/weftnet/weft/internal/chain"
 	"github.com/weftnet/weft/internal/dataplane"
 	"github.com/weftnet/weft/internal/ipam"
+	"github.com/weftnet/weft/internal/kubeapi"
 	"github.com/weftnet/weft/internal/linux"
 	"github.com/weftnet/weft/internal/metrics"
 	"github.com/weftnet/weft/internal/networks"
@@ -37,12 +36,11 @@ type looker struct {
 func newLooker(t *testing.T) *looker {
 	t.Helper()
 	c := kubelab.Shared(t)
-	api, err := kube.New(&rest.Config{Host: c.Server, Dial: c.Dial, TLSClientConfig: rest.TLSClientConfig{
-		CAFile: filepath.Join(c.Dir, "ca.crt"), CertFile: filepath.Join(c.Dir, "admin.crt"), KeyFile: filepath.Join(c.Dir, "admin.key"),
-	}})
+	client, err := kubeapi.Open(c.Kubeconfig(), kubeapi.Options{Dial: c.Dial})
 	if err != nil {
 		t.Fatal(err)
 	}
+	api := kube.New(client)
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	if err := (definer{api, log}).Run(t.Context()); err != nil {
 		t.Fatal(err)

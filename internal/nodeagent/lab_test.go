@@ -18,9 +18,9 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/invoke"
-	"k8s.io/client-go/rest"
 
 	"github.com/weftnet/weft/api/netattach"
+	"github.com/weftnet/weft/internal/kubeapi"
 	"github.com/weftnet/weft/internal/linux"
 	"github.com/weftnet/weft/internal/networks"
 	"github.com/weftnet/weft/internal/store"
@@ -81,19 +81,14 @@ func newLab(t *testing.T) *lab {
 	if programs.err != nil {
 		t.Fatal(programs.err)
 	}
-	api, err := kube.New(&rest.Config{
-		Host: c.Server, Dial: c.Dial, QPS: 100, Burst: 200,
-		TLSClientConfig: rest.TLSClientConfig{
-			CAFile: filepath.Join(c.Dir, "ca.crt"), CertFile: filepath.Join(c.Dir, "admin.crt"), KeyFile: filepath.Join(c.Dir, "admin.key"),
-		},
-	})
+	client, err := kubeapi.Open(c.Kubeconfig(), kubeapi.Options{Dial: c.Dial})
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
 	executor := &invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}}
 	l := &lab{
-		t: t, c: c, proxy: c.Proxy(t), api: api, bin: bin, dir: dir, ns: strings.ToLower(t.Name()),
+		t: t, c: c, proxy: c.Proxy(t), api: kube.New(client), bin: bin, dir: dir, ns: strings.ToLower(t.Name()),
 		runtime: libcni.NewCNIConfigWithCacheDir([]string{bin}, filepath.Join(dir, "cache"), executor),
 	}
 	for _, sub := range []string{"ns", "rec"} {

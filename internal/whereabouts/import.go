@@ -74,8 +74,6 @@ type holding struct {
 type importing struct {
 	Facts
 	found map[place][]holding
-	// byPod are the reservations of a Pod, by namespace/name.
-	byPod map[string][]*whereabouts.Reservation
 	out   Import
 }
 
@@ -83,10 +81,7 @@ type importing struct {
 // is taken becomes a lease of the Pod they name. An address whose network the
 // names leave open is held in each it may be of.
 func PlanImport(facts Facts) Import {
-	i := importing{Facts: facts, found: map[place][]holding{}, byPod: map[string][]*whereabouts.Reservation{}}
-	for _, r := range facts.Reservations {
-		i.byPod[r.PodRef] = append(i.byPod[r.PodRef], r)
-	}
+	i := importing{Facts: facts, found: map[place][]holding{}}
 	for _, p := range facts.Pools {
 		if !ours(p.Meta) { // else it is our mirror, and the leases are there
 			i.readPool(p)
@@ -213,8 +208,8 @@ func (i *importing) scopeOf(network string, r netip.Prefix) (ipam.Scope, netip.P
 // exactly finds the address that an offset of a range wider than 64 bits means:
 // a reservation of the same holder tells.
 func (i *importing) exactly(object string, r netip.Prefix, addr netip.Addr, networks []string, entry whereabouts.Allocation) netip.Addr {
-	for _, reservation := range i.byPod[entry.PodRef] {
-		if entry.IfName != "" && reservation.IfName != "" && entry.IfName != reservation.IfName {
+	for _, reservation := range i.Reservations {
+		if reservation.PodRef != entry.PodRef || entry.IfName != "" && reservation.IfName != "" && entry.IfName != reservation.IfName {
 			continue
 		}
 		for _, named := range whereabouts.ParseReservationName(reservation.Name) {

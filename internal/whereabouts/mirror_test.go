@@ -227,34 +227,3 @@ func TestMirrorChanges(t *testing.T) {
 		t.Errorf("our own mirror was imported: %+v", got)
 	}
 }
-
-// BenchmarkTakeover imports 100,000 addresses of IPv6 with their reservations,
-// and mirrors the leases.
-func BenchmarkTakeover(b *testing.B) {
-	var leases []Lease
-	pods := map[string]Pod{}
-	a := netip.MustParseAddr("fd00::1")
-	for i := range 100_000 {
-		l := Lease{Scope: "whereabouts:", Addr: a, Pool: netip.MustParsePrefix("fd00::/48"), PodRef: fmt.Sprint("d/p", i), IfName: "net1", ContainerID: "c", UID: fmt.Sprint(i)}
-		leases, pods[l.PodRef], a = append(leases, l), Pod{UID: l.UID}, a.Next()
-	}
-	mirror := PlanMirror(leases, MirrorOptions{Namespace: "wb"})
-	for _, p := range mirror.Pools {
-		p.Labels = nil
-	}
-	for _, r := range mirror.Reservations {
-		r.Labels = nil
-	}
-	b.Run("import", func(b *testing.B) {
-		for b.Loop() {
-			if plan := PlanImport(Facts{Pools: mirror.Pools, Reservations: mirror.Reservations, Pods: pods}); len(plan.Leases) != len(leases) || len(plan.Disagreements) > 0 {
-				b.Fatalf("%d leases, %d disagreements", len(plan.Leases), len(plan.Disagreements))
-			}
-		}
-	})
-	b.Run("mirror", func(b *testing.B) {
-		for b.Loop() {
-			PlanMirror(leases, MirrorOptions{Namespace: "wb", Limit: DefaultLimit})
-		}
-	})
-}

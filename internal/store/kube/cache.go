@@ -8,20 +8,14 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/go-logr/logr"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/tools/cache"
 
 	"github.com/weftnet/weft/internal/store"
 )
 
 // historyEvents is how many past events of a kind a reader of the cache may be
-// behind.
-const historyEvents = 2000
+// behind. It then lists from memory, so that keeping more of them costs more.
+const historyEvents = 200
 
 // Scope is what a Cache follows of one kind.
 type Scope struct {
@@ -54,6 +48,9 @@ func trimPod(pod *store.Object) {
 			}
 		}
 		pod.Object[part] = kept
+	}
+	if metadata, ok := pod.Object["metadata"].(map[string]any); ok {
+		delete(metadata, "ownerReferences")
 	}
 	keep("spec", "nodeName", "hostNetwork", "readinessGates")
 	keep("status", "phase", "podIP", "podIPs", "conditions")
@@ -230,184 +227,4 @@ func (c change) as(sel store.Selector) (store.Event, bool) {
 		return store.Event{Type: store.Deleted, Object: left}, true
 	}
 	return store.Event{}, false
-}
-
-// followed is one kind in the cache. It is the store that client-go's Reflector
-// fills.
-type followed struct {
-	scope  Scope
-	source *Store
-	log    *slog.Logger
-	synced chan struct{} // closed after the first list
-
-	// mu guards the fields below it. Objects are never changed once they are here.
-	mu       sync.Mutex
-	objects  map[store.Key]*store.Object
-	revision string
-	epoch    int           // counts lists: events before one do not lead to it
-	history  []change      // since the list, but at most historyEvents
-	first    int           // the number of history[0]
-	base     string        // the revision before history[0]
-	changed  chan struct{} // closed and replaced at each change
-}
-
-var (
-	_ cache.ReflectorStore         = (*followed)(nil)
-	_ cache.ReflectorBookmarkStore = (*followed)(nil)
-)
-
-func (f *followed) run(ctx context.Context) {
-	list := func(ctx context.Context, opt metav1.ListOptions) (runtime.Object, error) {
-		r, err := f.source.resource(ctx, f.scope.GVK)
-		if err != nil {
-			return nil, err
-		}
-		opt.FieldSelector = f.scope.Fields
-		return f.source.at(r, f.scope.Namespace).List(ctx, opt)
-	}
-	watch := func(ctx context.Context, opt metav1.ListOptions) (watch.Interface, error) {
-		r, err := f.source.resource(ctx, f.scope.GVK)
-		if err != nil {
-			return nil, err
-		}
-		opt.FieldSelector = f.scope.Fields
-		return f.source.at(r, f.scope.Namespace).Watch(ctx, opt)
-	}
-	log := logr.FromSlogHandler(f.log.Handler())
-	reflector := cache.NewReflectorWithOptions(
-		&cache.ListWatch{ListWithContextFunc: list, WatchFuncWithContext: watch},
-		&unstructured.Unstructured{}, f, cache.ReflectorOptions{Logger: &log, Name: f.scope.GVK.Kind, TypeDescription: f.scope.GVK.String()},
-	)
-	reflector.RunWithContext(ctx)
-}
-
-// trimmed gives the object as it is kept. The Reflector leaves it to us.
-func (f *followed) trimmed(given any) (*store.Object, error) {
-	obj, ok := given.(*unstructured.Unstructured)
-	if !ok {
-		return nil, fmt.Errorf("the API server gave a %T, want an object", given)
-	}
-	tidy(obj)
-	if f.scope.Trim != nil {
-		f.scope.Trim(obj)
-	}
-	return obj, nil
-}
-
-// Add is called by the Reflector.
-func (f *followed) Add(given any) error { return f.put(store.Put, given) }
-
-// Update is called by the Reflector.
-func (f *followed) Update(given any) error { return f.put(store.Put, given) }
-
-// Delete is called by the Reflector.
-func (f *followed) Delete(given any) error { return f.put(store.Deleted, given) }
-
-// Resync is called by the Reflector; there is nothing to do.
-func (f *followed) Resync() error { return nil }
-
-// Bookmark is called by the Reflector: no change up to that revision.
-func (f *followed) Bookmark(string) error { return nil }
-
-func (f *followed) put(typ store.EventType, given any) error {
-	obj, err := f.trimmed(given)
-	if err != nil {
-		return err
-	}
-	key := store.KeyOf(obj)
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	old := f.objects[key]
-	if typ == store.Deleted {
-		delete(f.objects, key)
-	} else {
-		f.objects[key] = obj
-	}
-	f.revision = obj.GetResourceVersion()
-	if len(f.history) == historyEvents {
-		half := historyEvents / 2
-		f.base = f.history[half-1].revision
-		f.history = slices.Clone(f.history[half:])
-		f.first += half
-	}
-	f.history = append(f.history, change{typ: typ, revision: f.revision, old: old, obj: obj})
-	f.wake()
-	return nil
-}
-
-// Replace is called by the Reflector with a whole list.
-func (f *followed) Replace(list []any, revision string) error {
-	objects := map[store.Key]*store.Object{}
-	for _, given := range list {
-		obj, err := f.trimmed(given)
-		if err != nil {
-			return err
-		}
-		objects[store.KeyOf(obj)] = obj
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.objects, f.revision, f.base, f.history, f.first = objects, revision, revision, nil, 0
-	if f.epoch++; f.epoch == 1 {
-		close(f.synced)
-	}
-	f.wake()
-	return nil
-}
-
-// wake is called with mu held.
-func (f *followed) wake() {
-	close(f.changed)
-	f.changed = make(chan struct{})
-}
-
-// find gives the number of the first change after a revision. mu is held.
-func (f *followed) find(since string) (int, bool) {
-	end := f.first + len(f.history)
-	if since == "" || since == f.revision {
-		return end, true
-	}
-	if since == f.base {
-		return f.first, true
-	}
-	for i, c := range f.history {
-		if c.revision == since {
-			return f.first + i + 1, true
-		}
-	}
-	return 0, false
-}
-
-// deliver sends the changes from number next on, until ctx ends or the reader
-// has fallen out of the history.
-func (f *followed) deliver(ctx context.Context, sel store.Selector, epoch, next int, events chan<- store.Event) {
-	for {
-		f.mu.Lock()
-		if epoch != f.epoch || next < f.first {
-			f.mu.Unlock()
-			return
-		}
-		pending, changed := f.history[next-f.first:], f.changed
-		f.mu.Unlock()
-		for _, c := range pending {
-			next++
-			e, ok := c.as(sel)
-			if !ok {
-				continue
-			}
-			select {
-			case events <- e:
-			case <-ctx.Done():
-				return
-			}
-		}
-		if len(pending) > 0 {
-			continue
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return
-		}
-	}
 }

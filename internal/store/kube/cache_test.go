@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/weftnet/weft/internal/kubeapi"
 	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/internal/store/storetest"
 	"github.com/weftnet/weft/test/kubelab"
@@ -198,7 +199,7 @@ func TestCachePodsOnNode(t *testing.T) {
 	for _, name := range []string{"here", "there"} {
 		pod := &store.Object{Object: map[string]any{
 			"apiVersion": "v1", "kind": "Pod",
-			"metadata": map[string]any{"name": name, "namespace": ns, "annotations": map[string]any{"k8s.v1.cni.cncf.io/networks": "blue"}},
+			"metadata": map[string]any{"name": name, "namespace": ns, "annotations": map[string]any{"k8s.v1.cni.cncf.io/networks": "blue", "kubectl.kubernetes.io/last-applied-configuration": "{}"}},
 			"spec":     map[string]any{"nodeName": name, "containers": []any{map[string]any{"name": "c", "image": "none"}}},
 		}}
 		if _, err := s.Create(t.Context(), pod); err != nil {
@@ -206,12 +207,15 @@ func TestCachePodsOnNode(t *testing.T) {
 		}
 	}
 	var requests atomic.Int64
-	cache := follow(t, open(t, counted(config(cluster), &requests)), PodsOnNode("here"))
+	cache := follow(t, open(t, cluster, kubeapi.Options{Observe: func(string, string, int) { requests.Add(1) }}), PodsOnNode("here"))
 	pod, err := cache.Get(t.Context(), podKind, store.Key{Namespace: ns, Name: "here"})
 	if err != nil {
 		t.Fatalf("Get: %v", err)
 	}
-	if pod.GetAnnotations()["k8s.v1.cni.cncf.io/networks"] != "blue" || pod.GetUID() == "" || pod.GetKind() != "Pod" {
+	if got := fmt.Sprint(pod.GetAnnotations()); got != "map[k8s.v1.cni.cncf.io/networks:blue]" {
+		t.Errorf("annotations: got %s, want without kubectl's copy of the Pod", got)
+	}
+	if pod.GetUID() == "" || pod.GetKind() != "Pod" {
 		t.Errorf("the Pod lost metadata or kind: %v", pod.Object)
 	}
 	if got := fmt.Sprint(pod.Object["spec"]); got != "map[nodeName:here]" {
@@ -321,15 +325,11 @@ func TestCacheAwaits(t *testing.T) {
 // not gets everything.
 func TestCacheHistory(t *testing.T) {
 	f := NewCache(nil, slog.New(slog.DiscardHandler), Scope{GVK: storetest.Widget}).kinds[storetest.Widget]
-	if err := f.Replace(nil, "10"); err != nil {
-		t.Fatal(err)
-	}
+	f.replace(nil, "10")
 	for i := range historyEvents + 10 {
 		obj := newWidget("ns", "a")
 		obj.SetResourceVersion(fmt.Sprint(11 + i))
-		if err := f.Update(obj); err != nil {
-			t.Fatal(err)
-		}
+		f.put(store.Put, obj)
 	}
 	if _, ok := f.find("10"); ok {
 		t.Error("a revision that is out of the history is found")
@@ -341,9 +341,7 @@ func TestCacheHistory(t *testing.T) {
 			t.Errorf("since %d: got found %v with %d events left, want %d", test.since, ok, left, test.left)
 		}
 	}
-	if err := f.Replace(nil, "99999"); err != nil {
-		t.Fatal(err)
-	}
+	f.replace(nil, "99999")
 	if _, ok := f.find(fmt.Sprint(last)); ok {
 		t.Error("after a new list an older revision is found")
 	}

@@ -1,45 +1,30 @@
 package kube
 
 import (
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
+	"net/http"
 
 	"github.com/weftnet/weft/internal/hint"
-)
-
-// Requests a second, and in a burst: so many that a burst of Pods writes its
-// status without waiting here; the API server has limits of its own.
-const (
-	queriesPerSecond = 100
-	queryBurst       = 200
+	"github.com/weftnet/weft/internal/kubeapi"
 )
 
 // Connect gives the store of the cluster that a kubeconfig file names; empty:
 // that of the service account of the Pod this process runs in. program is how it
 // calls itself to the API server. observe may be nil.
 func Connect(kubeconfig, program string, observe Observe) (*Store, error) {
-	config, err := configOf(kubeconfig)
-	if err != nil {
-		return nil, err
-	}
-	config.QPS, config.Burst, config.UserAgent = queriesPerSecond, queryBurst, program
+	opt := kubeapi.Options{Agent: program, Proxy: http.ProxyFromEnvironment}
 	if observe != nil {
-		observed(config, observe)
+		opt.Observe = func(method, resource string, code int) { observe(method, labelOf(resource), code) }
 	}
-	return New(config)
-}
-
-func configOf(path string) (*rest.Config, error) {
-	if path == "" {
-		config, err := rest.InClusterConfig()
+	if kubeconfig != "" {
+		client, err := kubeapi.Open(kubeconfig, opt)
 		if err != nil {
-			return nil, &hint.Error{Field: "--kubeconfig", Problem: "is missing, and this is no Pod with a service account", Err: err, Remedy: "name a kubeconfig file"}
+			return nil, err
 		}
-		return config, nil
+		return New(client), nil
 	}
-	config, err := clientcmd.BuildConfigFromFlags("", path)
+	client, err := kubeapi.InCluster(opt)
 	if err != nil {
-		return nil, &hint.Error{Field: "--kubeconfig", Value: path, Problem: "cannot be used", Err: err, Remedy: "name a kubeconfig file of this cluster"}
+		return nil, &hint.Error{Field: "--kubeconfig", Problem: "is missing, and this is no Pod with a service account", Err: err, Remedy: "name a kubeconfig file"}
 	}
-	return config, nil
+	return New(client), nil
 }

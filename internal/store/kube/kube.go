@@ -12,19 +12,17 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/http"
+	"strings"
 	"sync"
 	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
-	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/dynamic"
-	"k8s.io/client-go/rest"
+	kubejson "sigs.k8s.io/json"
 
 	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/kubeapi"
 	"github.com/weftnet/weft/internal/store"
 )
 
@@ -37,8 +35,8 @@ const (
 
 // Store is the Kubernetes API as a store.Store.
 type Store struct {
-	client dynamic.Interface
-	raw    rest.Interface
+	client *kubeapi.Client
+	chunk  int // objects in an answer
 
 	// mu guards the fields below it.
 	mu        sync.Mutex
@@ -48,37 +46,32 @@ type Store struct {
 
 var _ store.Store = (*Store)(nil)
 
-// New gives a store that talks to the API server of config. Unless config says
-// otherwise, requests are not slowed down here: the server has its own fairness.
-func New(config *rest.Config) (*Store, error) {
-	config = rest.CopyConfig(config)
-	if config.QPS == 0 && config.RateLimiter == nil {
-		config.QPS = -1
-	}
-	client, err := rest.HTTPClientFor(config)
-	if err != nil {
-		return nil, fmt.Errorf("client of the Kubernetes API: %w", err)
-	}
-	objects, err := dynamic.NewForConfigAndClient(config, client)
-	if err != nil {
-		return nil, fmt.Errorf("client of the Kubernetes API: %w", err)
-	}
-	config.GroupVersion = &schema.GroupVersion{}
-	config.NegotiatedSerializer = serializer.NewCodecFactory(runtime.NewScheme()).WithoutConversion()
-	raw, err := rest.RESTClientForConfigAndClient(config, client)
-	if err != nil {
-		return nil, fmt.Errorf("client of the Kubernetes API: %w", err)
-	}
-	return &Store{
-		client: objects, raw: raw,
-		resources: map[schema.GroupVersionKind]resource{}, expired: map[watchFrom]bool{},
-	}, nil
+// New gives a store that talks by client. Requests are not slowed down here: the
+// server has its own fairness, and is waited for when it says so.
+func New(client *kubeapi.Client) *Store {
+	return &Store{client: client, chunk: mostInAnswer, resources: map[schema.GroupVersionKind]resource{}, expired: map[watchFrom]bool{}}
 }
 
 // resource is how the API server serves a kind.
 type resource struct {
-	schema.GroupVersionResource
+	root, name         string // of paths: /api/v1 and pods
 	namespaced, status bool
+}
+
+// path gives that of an object, of all in a namespace, or of all.
+func (r resource) path(key store.Key, subresource ...string) string {
+	path := r.root
+	if r.namespaced && key.Namespace != "" {
+		path += "/namespaces/" + key.Namespace
+	}
+	path += "/" + r.name
+	if key.Name != "" {
+		path += "/" + key.Name
+	}
+	for _, sub := range subresource {
+		path += "/" + sub
+	}
+	return path
 }
 
 // resource finds the resource of a kind, by one request for each kind ever.
@@ -99,27 +92,33 @@ func (s *Store) resource(ctx context.Context, gvk schema.GroupVersionKind) (reso
 	if gvk.Group == "" {
 		path = "/api/" + gvk.Version
 	}
-	data, err := s.raw.Get().AbsPath(path).DoRaw(ctx)
+	data, err := s.client.Do(ctx, kubeapi.Request{Method: http.MethodGet, Path: path, Resource: "discovery"})
 	if err != nil && !isNotFound(err) {
 		return resource{}, fmt.Errorf("find the resource of kind %s: %w", gvk.Kind, explain(err))
 	}
-	var list metav1.APIResourceList
+	var list struct { // APIResourceList of k8s.io/apimachinery/pkg/apis/meta/v1
+		Resources []struct {
+			Name       string `json:"name"`
+			Kind       string `json:"kind"`
+			Namespaced bool   `json:"namespaced"`
+		} `json:"resources"`
+	}
 	if err == nil {
 		if err := json.Unmarshal(data, &list); err != nil {
 			return resource{}, fmt.Errorf("read what the API server has in %s: %w", path, err)
 		}
 	}
-	for _, r := range list.APIResources {
+	for _, r := range list.Resources {
 		if r.Kind != gvk.Kind {
 			continue
 		}
-		if _, sub, _ := cut(r.Name); sub == "" {
-			found.GroupVersionResource, found.namespaced = gvk.GroupVersion().WithResource(r.Name), r.Namespaced
+		if name, sub, _ := strings.Cut(r.Name, "/"); sub == "" {
+			found.root, found.name, found.namespaced = path, name, r.Namespaced
 		} else if sub == "status" {
 			found.status = true
 		}
 	}
-	if found.Resource == "" {
+	if found.name == "" {
 		return resource{}, &hint.Error{
 			Field: "kind", Value: gvk.Kind, Problem: "the API server does not serve this kind in " + gvk.GroupVersion().String(),
 			Remedy: "install its CustomResourceDefinition, or correct kind and apiVersion",
@@ -131,68 +130,87 @@ func (s *Store) resource(ctx context.Context, gvk schema.GroupVersionKind) (reso
 	return found, nil
 }
 
-// at gives the client of a kind in a namespace; empty: all of them.
-func (s *Store) at(r resource, namespace string) dynamic.ResourceInterface {
-	if !r.namespaced {
-		return s.client.Resource(r.GroupVersionResource)
-	}
-	return s.client.Resource(r.GroupVersionResource).Namespace(namespace)
-}
-
-// object finds the client for one object.
-func (s *Store) object(ctx context.Context, gvk schema.GroupVersionKind, key store.Key) (dynamic.ResourceInterface, resource, error) {
+// object finds the resource of one object, and looks whether its key is whole.
+func (s *Store) object(ctx context.Context, gvk schema.GroupVersionKind, key store.Key) (resource, error) {
 	r, err := s.resource(ctx, gvk)
 	if err != nil {
-		return nil, r, err
+		return r, err
 	}
 	if key.Name == "" {
-		return nil, r, &hint.Error{Field: "metadata.name", Problem: "is empty", Remedy: "give the object a name"}
+		return r, &hint.Error{Field: "metadata.name", Problem: "is empty", Remedy: "give the object a name"}
 	}
 	if r.namespaced && key.Namespace == "" {
-		return nil, r, &hint.Error{
+		return r, &hint.Error{
 			Field: "metadata.namespace", Problem: "is empty, but objects of kind " + gvk.Kind + " belong to a namespace", Remedy: "set it",
 		}
 	}
-	return s.at(r, key.Namespace), r, nil
+	if err := segment("metadata.name", key.Name); err != nil {
+		return r, err
+	}
+	return r, segment("metadata.namespace", key.Namespace)
 }
 
-// Get reads one object from the API server.
-func (s *Store) Get(ctx context.Context, gvk schema.GroupVersionKind, key store.Key) (*store.Object, error) {
-	client, _, err := s.object(ctx, gvk, key)
+// segment refuses what would make another path of a path.
+func segment(field, name string) error {
+	if name == "." || name == ".." || strings.ContainsAny(name, "/%") {
+		return &hint.Error{Field: field, Value: name, Problem: "cannot be part of a path", Remedy: "use a name that Kubernetes allows"}
+	}
+	return nil
+}
+
+// request asks for one object and gives the answer.
+func (s *Store) request(ctx context.Context, method string, r resource, key store.Key, media string, body []byte, subresource ...string) ([]byte, error) {
+	if method == http.MethodPost {
+		key.Name = "" // is in the body
+	}
+	label := r.name
+	for _, sub := range subresource {
+		label += "/" + sub
+	}
+	return s.client.Do(ctx, kubeapi.Request{Method: method, Path: r.path(key, subresource...), Type: media, Body: body, Resource: label})
+}
+
+// write is request for what is answered with the object as it is now.
+func (s *Store) write(ctx context.Context, method string, r resource, key store.Key, media string, body any, subresource ...string) (*store.Object, error) {
+	data, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
 	}
-	obj, err := client.Get(ctx, key.Name, metav1.GetOptions{})
+	answer, err := s.request(ctx, method, r, key, media, data, subresource...)
 	if err != nil {
-		return nil, failed("get", gvk, key, err)
+		return nil, err
+	}
+	return read(answer)
+}
+
+// read reads an object.
+func read(data []byte) (*store.Object, error) {
+	obj := &store.Object{}
+	if err := kubejson.UnmarshalCaseSensitivePreserveInts(data, &obj.Object); err != nil {
+		return nil, fmt.Errorf("read the answer: %w", err)
 	}
 	return tidy(obj), nil
 }
 
-// List reads the selected objects.
-func (s *Store) List(ctx context.Context, gvk schema.GroupVersionKind, sel store.Selector) ([]*store.Object, string, error) {
-	return s.list(ctx, gvk, sel, metav1.ListOptions{})
+func (s *Store) get(ctx context.Context, r resource, key store.Key) (*store.Object, error) {
+	answer, err := s.request(ctx, http.MethodGet, r, key, "", nil)
+	if err != nil {
+		return nil, err
+	}
+	return read(answer)
 }
 
-func (s *Store) list(
-	ctx context.Context, gvk schema.GroupVersionKind, sel store.Selector, opt metav1.ListOptions,
-) ([]*store.Object, string, error) {
-	r, err := s.resource(ctx, gvk)
+// Get reads one object from the API server.
+func (s *Store) Get(ctx context.Context, gvk schema.GroupVersionKind, key store.Key) (*store.Object, error) {
+	r, err := s.object(ctx, gvk, key)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	if opt.LabelSelector, err = labelSelector(sel); err != nil {
-		return nil, "", err
-	}
-	list, err := s.at(r, sel.Namespace).List(ctx, opt)
+	obj, err := s.get(ctx, r, key)
 	if err != nil {
-		return nil, "", failed("list", gvk, store.Key{Namespace: sel.Namespace}, err)
+		return nil, failed("get", gvk, key, err)
 	}
-	objs := make([]*store.Object, len(list.Items))
-	for i := range list.Items {
-		objs[i] = tidy(&list.Items[i])
-	}
-	return objs, list.GetResourceVersion(), nil
+	return obj, nil
 }
 
 func labelSelector(sel store.Selector) (string, error) {
@@ -218,7 +236,7 @@ func tidy(obj *store.Object) *store.Object {
 // Create stores obj. Its status is dropped by the API server.
 func (s *Store) Create(ctx context.Context, obj *store.Object) (*store.Object, error) {
 	gvk, key := obj.GroupVersionKind(), store.KeyOf(obj)
-	client, _, err := s.object(ctx, gvk, key)
+	r, err := s.object(ctx, gvk, key)
 	if err != nil {
 		return nil, err
 	}
@@ -228,7 +246,7 @@ func (s *Store) Create(ctx context.Context, obj *store.Object) (*store.Object, e
 			Remedy: "take it out: the API server gives it",
 		}
 	}
-	made, err := client.Create(ctx, obj, metav1.CreateOptions{})
+	made, err := s.write(ctx, http.MethodPost, r, key, kubeapi.JSON, obj.Object)
 	if isNotFound(err) {
 		return nil, &hint.Error{
 			Field: "metadata.namespace", Value: key.Namespace, Problem: "there is no such namespace", Err: err,
@@ -238,7 +256,7 @@ func (s *Store) Create(ctx context.Context, obj *store.Object) (*store.Object, e
 	if err != nil {
 		return nil, failed("create", gvk, key, err)
 	}
-	return tidy(made), nil
+	return made, nil
 }
 
 // Update replaces everything but status. Without a revision in obj it reads the
@@ -255,7 +273,7 @@ func (s *Store) UpdateStatus(ctx context.Context, obj *store.Object) (*store.Obj
 
 func (s *Store) replace(ctx context.Context, verb string, obj *store.Object, subresource ...string) (*store.Object, error) {
 	gvk, key := obj.GroupVersionKind(), store.KeyOf(obj)
-	client, r, err := s.object(ctx, gvk, key)
+	r, err := s.object(ctx, gvk, key)
 	if err != nil {
 		return nil, err
 	}
@@ -269,7 +287,7 @@ func (s *Store) replace(ctx context.Context, verb string, obj *store.Object, sub
 	for try := 1; ; try++ {
 		next := obj
 		if !guarded {
-			old, err := client.Get(ctx, key.Name, metav1.GetOptions{})
+			old, err := s.get(ctx, r, key)
 			if err != nil {
 				return nil, failed(verb, gvk, key, err)
 			}
@@ -278,9 +296,9 @@ func (s *Store) replace(ctx context.Context, verb string, obj *store.Object, sub
 			}
 			next = withRevision(obj, old.GetResourceVersion())
 		}
-		made, err := client.Update(ctx, next, metav1.UpdateOptions{}, subresource...)
+		made, err := s.write(ctx, http.MethodPut, r, key, kubeapi.JSON, next.Object, subresource...)
 		if err == nil {
-			return tidy(made), nil
+			return made, nil
 		}
 		if err = failed(verb, gvk, key, err); guarded || try == unguardedTries || !errors.Is(err, store.ErrConflict) {
 			return nil, err
@@ -309,7 +327,7 @@ func withRevision(obj *store.Object, revision string) *store.Object {
 func (s *Store) Patch(
 	ctx context.Context, gvk schema.GroupVersionKind, key store.Key, changes map[string]any, pre store.Precondition, subresource ...string,
 ) (*store.Object, error) {
-	return s.patch(ctx, types.MergePatchType, gvk, key, changes, pre, subresource...)
+	return s.patch(ctx, kubeapi.MergePatch, gvk, key, changes, pre, subresource...)
 }
 
 // PatchLists is Patch, but merges lists too, by the keys that the API has for
@@ -318,13 +336,13 @@ func (s *Store) Patch(
 func (s *Store) PatchLists(
 	ctx context.Context, gvk schema.GroupVersionKind, key store.Key, changes map[string]any, pre store.Precondition, subresource ...string,
 ) (*store.Object, error) {
-	return s.patch(ctx, types.StrategicMergePatchType, gvk, key, changes, pre, subresource...)
+	return s.patch(ctx, kubeapi.StrategicPatch, gvk, key, changes, pre, subresource...)
 }
 
 func (s *Store) patch(
-	ctx context.Context, how types.PatchType, gvk schema.GroupVersionKind, key store.Key, changes map[string]any, pre store.Precondition, subresource ...string,
+	ctx context.Context, media string, gvk schema.GroupVersionKind, key store.Key, changes map[string]any, pre store.Precondition, subresource ...string,
 ) (*store.Object, error) {
-	client, _, err := s.object(ctx, gvk, key)
+	r, err := s.object(ctx, gvk, key)
 	if err != nil {
 		return nil, err
 	}
@@ -343,40 +361,48 @@ func (s *Store) patch(
 	if len(metadata) > 0 {
 		changes["metadata"] = metadata
 	}
-	data, err := json.Marshal(changes)
-	if err != nil {
-		return nil, fmt.Errorf("patch %s %s: %w", gvk.Kind, key, err)
-	}
-	made, err := client.Patch(ctx, key.Name, how, data, metav1.PatchOptions{}, subresource...)
+	made, err := s.write(ctx, http.MethodPatch, r, key, media, changes, subresource...)
 	if pre.UID != "" && blames(err, "metadata.uid") { // another UID in a patch is a change the API server refuses
 		return nil, fmt.Errorf("patch %s %s: %w (%w)", gvk.Kind, key, store.ErrConflict, err)
 	}
 	if err != nil {
 		return nil, failed("patch", gvk, key, err)
 	}
-	return tidy(made), nil
+	return made, nil
 }
 
 // Delete removes an object, or marks it as being deleted if it has finalizers
 // or a grace period. What it owns goes in the background.
 func (s *Store) Delete(ctx context.Context, gvk schema.GroupVersionKind, key store.Key, pre store.Precondition) error {
-	client, _, err := s.object(ctx, gvk, key)
+	r, err := s.object(ctx, gvk, key)
 	if err != nil {
 		return err
 	}
-	background := metav1.DeletePropagationBackground
-	opt := metav1.DeleteOptions{PropagationPolicy: &background}
-	if pre != (store.Precondition{}) {
-		opt.Preconditions = &metav1.Preconditions{}
-		if pre.UID != "" {
-			opt.Preconditions.UID = &pre.UID
-		}
-		if pre.Revision != "" {
-			opt.Preconditions.ResourceVersion = &pre.Revision
-		}
+	data, err := json.Marshal(deletion{Kind: "DeleteOptions", APIVersion: "v1", Propagation: "Background", Preconditions: preconditions(pre)})
+	if err == nil {
+		_, err = s.request(ctx, http.MethodDelete, r, key, kubeapi.JSON, data)
 	}
-	if err := client.Delete(ctx, key.Name, opt); err != nil {
+	if err != nil {
 		return failed("delete", gvk, key, err)
 	}
 	return nil
+}
+
+// deletion is DeleteOptions of k8s.io/apimachinery/pkg/apis/meta/v1.
+type deletion struct {
+	Kind          string            `json:"kind"`
+	APIVersion    string            `json:"apiVersion"`
+	Propagation   string            `json:"propagationPolicy"`
+	Preconditions map[string]string `json:"preconditions,omitempty"`
+}
+
+func preconditions(pre store.Precondition) map[string]string {
+	all := map[string]string{}
+	if pre.UID != "" {
+		all["uid"] = string(pre.UID)
+	}
+	if pre.Revision != "" {
+		all["resourceVersion"] = pre.Revision
+	}
+	return all
 }

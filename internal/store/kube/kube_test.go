@@ -6,18 +6,15 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"net/http"
-	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/client-go/rest"
 
 	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/kubeapi"
 	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/internal/store/storetest"
 	"github.com/weftnet/weft/test/kubelab"
@@ -27,30 +24,22 @@ func TestMain(m *testing.M) { kubelab.Main(m) }
 
 var podKind = schema.GroupVersionKind{Version: "v1", Kind: "Pod"}
 
-// config is that of a client that may do everything.
-func config(c *kubelab.Cluster) *rest.Config {
-	return &rest.Config{
-		Host: c.Server, Dial: c.Dial,
-		TLSClientConfig: rest.TLSClientConfig{
-			CAFile: filepath.Join(c.Dir, "ca.crt"), CertFile: filepath.Join(c.Dir, "admin.crt"), KeyFile: filepath.Join(c.Dir, "admin.key"),
-		},
-	}
-}
-
-func open(t *testing.T, config *rest.Config) *Store {
+// open gives a store of a client that may do everything.
+func open(t testing.TB, c *kubelab.Cluster, opt kubeapi.Options) *Store {
 	t.Helper()
-	s, err := New(config)
+	opt.Dial = c.Dial
+	client, err := kubeapi.Open(c.Kubeconfig(), opt)
 	if err != nil {
-		t.Fatalf("New: %v", err)
+		t.Fatalf("Open: %v", err)
 	}
-	return s
+	return New(client)
 }
 
 // connect gives a store on the shared cluster, which has the suite's kinds.
-func connect(t *testing.T) (*kubelab.Cluster, *Store) {
+func connect(t testing.TB) (*kubelab.Cluster, *Store) {
 	t.Helper()
 	c := kubelab.Shared(t)
-	s := open(t, config(c))
+	s := open(t, c, kubeapi.Options{})
 	prepare.Do(func() { prepareErr = prepareCluster(c, s) })
 	if prepareErr != nil {
 		t.Fatalf("prepare the cluster: %v", prepareErr)
@@ -134,7 +123,7 @@ func newWidget(namespace, name string) *store.Object {
 	}}
 }
 
-func namespace(t *testing.T, s *Store) string {
+func namespace(t testing.TB, s *Store) string {
 	t.Helper()
 	name := strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-"))
 	ns := &store.Object{Object: map[string]any{"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": name}}}
@@ -156,9 +145,7 @@ func TestSuite(t *testing.T) {
 func TestRefusals(t *testing.T) {
 	c, s := connect(t)
 	ns := namespace(t, s)
-	nobody := config(c)
-	nobody.Impersonate.UserName = "nobody"
-	forbidden := open(t, nobody)
+	forbidden := open(t, c, kubeapi.Options{As: "nobody"})
 	tooBig := newWidget(ns, "big")
 	tooBig.Object["spec"] = map[string]any{"size": int64(2000000)}
 	unknown := newWidget(ns, "a")
@@ -311,18 +298,3 @@ func TestExpired(t *testing.T) {
 		}
 	}
 }
-
-// counted gives a configuration whose requests are counted.
-func counted(c *rest.Config, requests *atomic.Int64) *rest.Config {
-	c.Wrap(func(next http.RoundTripper) http.RoundTripper {
-		return roundTripper(func(r *http.Request) (*http.Response, error) {
-			requests.Add(1)
-			return next.RoundTrip(r)
-		})
-	})
-	return c
-}
-
-type roundTripper func(*http.Request) (*http.Response, error)
-
-func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }

@@ -2,14 +2,16 @@ package kube
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
+	"net/url"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/watch"
+	kubejson "sigs.k8s.io/json"
 
+	"github.com/weftnet/weft/internal/kubeapi"
 	"github.com/weftnet/weft/internal/store"
 )
 
@@ -31,61 +33,111 @@ func (s *Store) Watch(ctx context.Context, gvk schema.GroupVersionKind, sel stor
 	if err != nil {
 		return nil, err
 	}
+	query := url.Values{}
+	if selector != "" {
+		query.Set("labelSelector", selector)
+	}
 	if since == "" {
 		// A watch without a revision would begin with what is there already.
-		if _, since, err = s.list(ctx, gvk, sel, metav1.ListOptions{Limit: 1}); err != nil {
-			return nil, err
+		now, err := s.listChunk(ctx, r, sel.Namespace, url.Values{"limit": {"1"}}, func(map[string]any) {})
+		if err != nil {
+			return nil, failed("watch", gvk, store.Key{Namespace: sel.Namespace}, err)
 		}
+		since = now.Revision
 	}
 	from := watchFrom{gvk, sel.Namespace, selector, since}
 	if s.takeExpired(from) {
 		return nil, fmt.Errorf("watch %s from %s: %w", gvk.Kind, since, store.ErrExpired)
 	}
-	w, err := s.at(r, sel.Namespace).Watch(ctx, metav1.ListOptions{LabelSelector: selector, ResourceVersion: since})
+	query.Set("resourceVersion", since)
+	w, err := s.watch(ctx, r, sel.Namespace, query)
 	if err != nil {
 		return nil, failed("watch", gvk, store.Key{Namespace: sel.Namespace}, err)
 	}
 	events := make(chan store.Event)
 	go func() {
 		defer close(events)
-		defer w.Stop()
+		defer w.Close()
 		s.deliver(ctx, w, from, events)
 	}()
 	return events, nil
 }
 
 // deliver passes events on until one side ends.
-func (s *Store) deliver(ctx context.Context, w watch.Interface, from watchFrom, events chan<- store.Event) {
+func (s *Store) deliver(ctx context.Context, w *watch, from watchFrom, events chan<- store.Event) {
 	for {
+		typ, obj, err := w.next()
+		if isExpired(err) {
+			s.noteExpired(from)
+		}
+		if err != nil {
+			return
+		}
+		e := store.Event{Object: tidy(obj)}
+		switch typ {
+		case added, modified:
+			e.Type = store.Put
+		case deleted:
+			e.Type = store.Deleted
+		default:
+			continue
+		}
+		from.since = obj.GetResourceVersion() // the reader may change the object
 		select {
+		case events <- e:
 		case <-ctx.Done():
 			return
-		case e, ok := <-w.ResultChan():
-			if !ok {
-				return
-			}
-			if e.Type == watch.Error {
-				if isExpired(apierrors.FromObject(e.Object)) {
-					s.noteExpired(from)
-				}
-				return
-			}
-			obj, ok := e.Object.(*unstructured.Unstructured)
-			if !ok || e.Type == watch.Bookmark {
-				continue
-			}
-			typ := store.Put
-			if e.Type == watch.Deleted {
-				typ = store.Deleted
-			}
-			from.since = obj.GetResourceVersion() // the reader may change the object
-			select {
-			case events <- store.Event{Type: typ, Object: tidy(obj)}:
-			case <-ctx.Done():
-				return
-			}
 		}
 	}
+}
+
+// Types of a watch's events (WatchEvent of k8s.io/apimachinery/pkg/apis/meta/v1).
+const (
+	added    = "ADDED"
+	modified = "MODIFIED"
+	deleted  = "DELETED"
+	bookmark = "BOOKMARK"
+	failure  = "ERROR"
+)
+
+// watch is an open one. It ends with its context.
+type watch struct {
+	io.Closer
+	events kubejson.Decoder
+}
+
+// watch opens one.
+func (s *Store) watch(ctx context.Context, r resource, namespace string, query url.Values) (*watch, error) {
+	query.Set("watch", "true")
+	answer, err := s.client.Stream(ctx, kubeapi.Request{Method: http.MethodGet, Path: r.path(store.Key{Namespace: namespace}), Query: query, Resource: r.name})
+	if err != nil {
+		return nil, err
+	}
+	return &watch{answer, kubejson.NewDecoderCaseSensitivePreserveInts(answer)}, nil
+}
+
+// next waits for an event. The server's reason to end the watch is a
+// *kubeapi.Status; without one it is io.EOF.
+func (w *watch) next() (string, *store.Object, error) {
+	var e struct {
+		Type   string         `json:"type"`
+		Object map[string]any `json:"object"`
+	}
+	if err := w.events.Decode(&e); err != nil {
+		return "", nil, err
+	}
+	if e.Type != failure {
+		return e.Type, &store.Object{Object: e.Object}, nil
+	}
+	status := &kubeapi.Status{}
+	data, err := json.Marshal(e.Object)
+	if err == nil {
+		err = json.Unmarshal(data, status)
+	}
+	if err != nil {
+		return "", nil, err
+	}
+	return "", nil, status
 }
 
 // noteExpired remembers that a watch cannot resume there. The API server says
