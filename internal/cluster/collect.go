@@ -38,13 +38,13 @@ type collector struct {
 	*state
 	grace, every time.Duration
 	log          *slog.Logger
-	// freed and kept count addresses given back, and owners that were not ended.
+	// freed counts addresses given back.
 	freed func(reason string)
 
 	sights map[owner]garbage.Sight
 	// compared is when owners were looked at of whom memory tells nothing.
 	compared time.Time
-	// nodes are what this pass read of nodes, and told of what was said already.
+	// nodes are what this pass read of nodes.
 	nodes map[string]nodeFacts
 }
 
@@ -103,10 +103,15 @@ func (c *collector) pass(ctx context.Context) {
 			still[o] = sight
 			continue
 		}
+		if node := c.node(ctx, o.node); !sight.Since.IsZero() && node == (nodeFacts{garbage.There, sight.Heard}) {
+			sight.NodeGone = time.Time{}
+			still[o] = sight // the node is as silent as before: the rest need not be asked for
+			continue
+		}
 		facts := c.facts(ctx, o)
 		after, verdict := garbage.Judge(time.Now(), c.grace, sight, facts)
 		switch {
-		case verdict == garbage.Keep:
+		case verdict == garbage.Keep, after == garbage.Sight{}:
 		case verdict == garbage.Free && !c.free(ctx, o, facts):
 			// Begin anew: it is not as it was.
 		default:
@@ -127,6 +132,8 @@ func (c *collector) facts(ctx context.Context, o owner) garbage.Facts {
 		facts.Owner = c.pod(ctx, o)
 	case o.Kind == v1alpha1.OwnerClaim:
 		facts.Owner = c.claim(ctx, o)
+	default: // whose end is told by others
+		facts.Owner = garbage.Live
 	}
 	return facts
 }
