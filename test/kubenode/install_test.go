@@ -363,6 +363,7 @@ func (w *world) uninstalled(a string) {
 	if now := w.kubectl("exec", plain, "--", "ip", "-br", "-4", "addr", "show", "eth0"); now != was {
 		w.t.Errorf("a Pod that began without the agent had %s, and has %s", was, now)
 	}
+	w.kubectl("-n", "kube-system", "delete", "deployment", "weft-controller", "--wait") // its Pods have attachments, too
 	w.nothingLeft()
 }
 
