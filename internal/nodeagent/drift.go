@@ -192,13 +192,14 @@ func (a *agent) forgetWatched(key store.Key) {
 	delete(a.watched, key)
 }
 
-// attachedPods gives the Pods that have a sandbox: that one, if it is not empty.
+// attachedPods gives the Pods that have a sandbox: that one, if it is not empty, and
+// was not attached just now, which is what its links tell of.
 func (a *agent) attachedPods(sandbox string) []store.Key {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var out []store.Key
 	for key, id := range a.boxes {
-		if sandbox == "" || id == sandbox {
+		if _, isFresh := a.fresh[key]; sandbox == "" || id == sandbox && !isFresh {
 			out = append(out, key)
 		}
 	}

@@ -1,6 +1,7 @@
 package nodeagent
 
 import (
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -35,4 +36,24 @@ func TestGivesWay(t *testing.T) {
 			t.Errorf("got %v; and a Pod whose status was written gives way: %v", box, a.giveWay(key))
 		}
 	})
+}
+
+// TestFreshIsNoNews: what a Pod's links tell of while it is attached is no reason to
+// look at it.
+func TestFreshIsNoNews(t *testing.T) {
+	old, young := store.Key{Namespace: "ns", Name: "old"}, store.Key{Namespace: "ns", Name: "young"}
+	a := &agent{boxes: map[store.Key]string{old: "s1", young: "s2"}, fresh: map[store.Key]fresh{young: {&record.Sandbox{ID: "s2"}, time.Now()}}}
+	if got := a.attachedPods("s1"); !slices.Equal(got, []store.Key{old}) {
+		t.Errorf("got %v, want the Pod with that sandbox", got)
+	}
+	if got := a.attachedPods("s2"); len(got) > 0 {
+		t.Errorf("got %v, want none while its status is not written", got)
+	}
+	if got := a.attachedPods(""); len(got) != 2 {
+		t.Errorf("got %v, want all", got)
+	}
+	a.takeFresh(young, "s2")
+	if got := a.attachedPods("s2"); !slices.Equal(got, []store.Key{young}) {
+		t.Errorf("got %v, want it once its status was written", got)
+	}
 }
