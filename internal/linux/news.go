@@ -27,6 +27,10 @@ type LinkChange struct {
 // bytes each (NLMSG_GOODSIZE, include/linux/netlink.h).
 const newsBuffer = 16 << 10
 
+// newsBacklog is what the kernel may keep until it is read, in bytes of its own
+// memory: four or eight thousand for each message.
+const newsBacklog = 4 << 20
+
 // OpenLinkNews begins to listen in a namespace; nil means the process's own.
 func OpenLinkNews(ns *NS) (*LinkNews, error) {
 	conn, err := Dial(ns, unix.NETLINK_ROUTE)
@@ -37,6 +41,8 @@ func OpenLinkNews(ns *NS) (*LinkNews, error) {
 	if err == nil {
 		err = unix.SetNonblock(conn.fd, true) // for the runtime's poller
 	}
+	// What does not fit is lost, no more; without the right to it, that is sooner.
+	_ = unix.SetsockoptInt(conn.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, newsBacklog)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("listen for news of links: %w", err), conn.Close())
 	}
@@ -46,20 +52,37 @@ func OpenLinkNews(ns *NS) (*LinkNews, error) {
 // Close ends Next.
 func (n *LinkNews) Close() error { return n.file.Close() }
 
-// Next waits for changes. Those that came faster than they were read are lost.
+// atMost bounds what Next gives at once, in messages.
+const atMost = 4096
+
+// Next waits for changes, and gives all that have come by then. Those that came
+// faster than they were read are lost.
 func (n *LinkNews) Next() ([]LinkChange, error) {
-	for {
-		size, err := n.file.Read(n.buf)
-		if errors.Is(err, unix.ENOBUFS) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read news of links: %w", err)
-		}
-		if changes := linkChanges(n.buf[:size]); len(changes) > 0 {
-			return changes, nil
-		}
+	conn, err := n.file.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("read news of links: %w", err)
 	}
+	var out []LinkChange
+	var failed error
+	err = conn.Read(func(fd uintptr) bool {
+		for range atMost {
+			size, err := unix.Read(int(fd), n.buf)
+			switch {
+			case err == nil:
+				out = append(out, linkChanges(n.buf[:size])...)
+			case errors.Is(err, unix.EAGAIN):
+				return len(out) > 0
+			case !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EINTR):
+				failed = err
+				return true
+			}
+		}
+		return true
+	})
+	if err = errors.Join(err, failed); err != nil {
+		return nil, fmt.Errorf("read news of links: %w", err)
+	}
+	return out, nil
 }
 
 func linkChanges(b []byte) []LinkChange {

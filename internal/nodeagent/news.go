@@ -14,6 +14,10 @@ import (
 // change its links as often as it likes, and we while we detach it.
 const newsPause = 250 * time.Millisecond
 
+// newsRest is for how long news are left to the kernel after some were read: each
+// attachment makes a dozen, and to be woken by each costs more than to read it.
+const newsRest = 10 * time.Millisecond
+
 // news wakes up looks at Pods whose link in the node's namespace changes: the host
 // end of a veth goes and loses its carrier with the one in the Pod. What cannot be
 // seen from there, and what was missed, the next look finds.
@@ -37,7 +41,7 @@ func (n news) Run(ctx context.Context) error {
 		n.log.Warn("changes of Pods' links are found a little later", "err", err)
 		return nil
 	}
-	changed := make(chan linux.LinkChange)
+	changed := make(chan []linux.LinkChange)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -49,12 +53,15 @@ func (n news) Run(ctx context.Context) error {
 				}
 				return
 			}
-			for _, change := range changes {
-				select {
-				case changed <- change:
-				case <-ctx.Done():
-					return
-				}
+			select {
+			case changed <- changes:
+			case <-ctx.Done():
+				return
+			}
+			select {
+			case <-time.After(newsRest):
+			case <-ctx.Done():
+				return
 			}
 		}
 	}()
@@ -65,24 +72,28 @@ func (n news) Run(ctx context.Context) error {
 }
 
 // gather wakes up looks once for all that changed in a while.
-func (n news) gather(ctx context.Context, changed <-chan linux.LinkChange) {
+func (n news) gather(ctx context.Context, changed <-chan []linux.LinkChange) {
 	pods, bridges := map[store.Key]bool{}, map[string]bool{}
 	var due <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case change := <-changed:
-			id, shared := chain.MarkedFor(n.instance, change.Alias)
-			switch {
-			case id != "":
-				for _, key := range n.pods(id) { // none while it is being attached
-					pods[key] = true
+		case changes := <-changed:
+			asked := map[string]bool{} // sandboxes; each of their links changes several times
+			for _, change := range changes {
+				id, shared := chain.MarkedFor(n.instance, change.Alias)
+				switch {
+				case id != "" && !asked[id]:
+					asked[id] = true
+					for _, key := range n.pods(id) { // none while it is being attached
+						pods[key] = true
+					}
+				case shared && change.Gone: // by us, or its ports tell of it, too
+					delete(bridges, change.Alias)
+				case shared && change.Down: // it changes with each port; this is what Pods lack
+					bridges[change.Alias] = true
 				}
-			case shared && change.Gone: // by us, or its ports tell of it, too
-				delete(bridges, change.Alias)
-			case shared && change.Down: // it changes with each port; this is what Pods lack
-				bridges[change.Alias] = true
 			}
 			if due == nil && len(pods)+len(bridges) > 0 {
 				due = time.After(newsPause)
