@@ -21,6 +21,8 @@ import (
 	extensions "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
+
+	"github.com/weftnet/weft/internal/adviser"
 )
 
 var update = flag.Bool("update", false, "write weft.yaml from the chart")
@@ -169,6 +171,31 @@ func TestAlerts(t *testing.T) {
 	}
 	if summary := rules[0].Annotations["summary"]; !strings.Contains(summary, "{{ $labels.range }}") {
 		t.Errorf("the first summary is %q", summary)
+	}
+}
+
+// TestAdviserIsAsked: the agent is told of a file, in which the kubelet puts the token
+// that the adviser wants to see.
+func TestAdviserIsAsked(t *testing.T) {
+	all := objects(t, render(t, func(map[string]any) {}))
+	spec := all["DaemonSet weft"].(*apps.DaemonSet).Spec.Template.Spec //nolint:forcetypeassert // objects made it
+	file := ""
+	for _, volume := range spec.Volumes {
+		if volume.Projected == nil || volume.Projected.Sources[0].ServiceAccountToken.Audience != adviser.Audience {
+			continue
+		}
+		for _, mount := range spec.Containers[0].VolumeMounts {
+			if mount.Name == volume.Name {
+				file = mount.MountPath + "/" + volume.Projected.Sources[0].ServiceAccountToken.Path
+			}
+		}
+	}
+	if file == "" || !slices.Contains(spec.Containers[0].Command, "--adviser-token="+file) {
+		t.Errorf("the token is in %q, and the command is %v", file, spec.Containers[0].Command)
+	}
+	role := all["Role weft"].(*rbac.Role) //nolint:forcetypeassert // objects made it
+	if !slices.Contains(role.Rules[0].ResourceNames, adviser.ConfigMap) {
+		t.Errorf("the agent may not read %s: %v", adviser.ConfigMap, role.Rules)
 	}
 }
 
