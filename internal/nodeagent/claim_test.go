@@ -24,6 +24,15 @@ const claimKind = `{
 	}}}}]
 }`
 
+func (l *lab) claimKind() {
+	l.t.Helper()
+	var spec map[string]any
+	if err := json.Unmarshal([]byte(claimKind), &spec); err != nil {
+		l.t.Fatal(err)
+	}
+	l.make("CustomResourceDefinition", "apiextensions.k8s.io/v1", "", "ipamclaims.k8s.cni.cncf.io", map[string]any{"spec": spec})
+}
+
 func (l *lab) claim(name string) {
 	l.t.Helper()
 	l.make(networks.ClaimKind.Kind, "k8s.cni.cncf.io/v1alpha1", l.ns, name, map[string]any{"spec": map[string]any{"network": "blue", "interface": "net1"}})
@@ -55,11 +64,7 @@ func (p *pod) has(address string) {
 // memory and the API server's absence, and end with the claim.
 func TestClaim(t *testing.T) {
 	l := newLab(t)
-	var spec map[string]any
-	if err := json.Unmarshal([]byte(claimKind), &spec); err != nil {
-		t.Fatal(err)
-	}
-	l.make("CustomResourceDefinition", "apiextensions.k8s.io/v1", "", "ipamclaims.k8s.cni.cncf.io", map[string]any{"spec": spec})
+	l.claimKind()
 	l.start()
 	l.define()
 	l.claim("keeps")
