@@ -92,10 +92,12 @@ type agent struct {
 	// added counts sandboxes that were attached.
 	added atomic.Uint64
 
-	// mu guards boxes, the sandbox of each Pod, fresh and watched, all by the Pod's key.
+	// mu guards boxes, the sandbox of each Pod, fresh and watched, all by the Pod's key,
+	// and newest, when the last Pod was attached.
 	mu      sync.Mutex
 	boxes   map[store.Key]string
 	fresh   map[store.Key]fresh
+	newest  time.Time
 	watched map[store.Key]*watched
 }
 
@@ -226,7 +228,8 @@ func (a *agent) attached(box *record.Sandbox) {
 	a.added.Add(1)
 	if box.Pod.Name != "" {
 		a.mu.Lock()
-		a.fresh[podOf(box)] = fresh{box, time.Now()}
+		a.newest = time.Now()
+		a.fresh[podOf(box)] = fresh{box, a.newest}
 		a.mu.Unlock()
 	}
 	a.note(box)

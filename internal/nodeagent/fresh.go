@@ -24,14 +24,17 @@ const (
 func (a *agent) giveWay(key store.Key) time.Duration {
 	a.mu.Lock()
 	f, ok := a.fresh[key]
+	newest := a.newest
 	a.mu.Unlock()
-	switch age := time.Since(f.since); {
-	case !ok || age > givesWayFor:
+	switch {
+	case !ok || time.Since(f.since) > givesWayFor:
 		return 0
 	case a.calls() > 0:
 		return givesWay
 	default:
-		return givesWay - age // or less than nothing: now
+		// Or less than nothing: now. In a burst there is none to work on for a moment
+		// now and then, while the programs that make the next are being started.
+		return givesWay - time.Since(newest)
 	}
 }
 

@@ -15,7 +15,14 @@ func TestGivesWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		calls := 0
 		key := store.Key{Namespace: "ns", Name: "p"}
-		a := &agent{calls: func() int { return calls }, fresh: map[store.Key]fresh{key: {&record.Sandbox{ID: "s"}, time.Now()}}}
+		a := &agent{calls: func() int { return calls }, fresh: map[store.Key]fresh{key: {&record.Sandbox{ID: "s"}, time.Now()}}, newest: time.Now()}
+		time.Sleep(givesWay - time.Millisecond)
+		a.newest = time.Now() // another one's
+		if time.Sleep(2 * time.Millisecond); a.giveWay(key) <= 0 {
+			t.Error("it does not wait in the middle of a burst")
+		}
+		a.fresh[key] = fresh{&record.Sandbox{ID: "s"}, time.Now()}
+		a.newest = time.Now()
 		for _, tt := range []struct {
 			calls int
 			after time.Duration
