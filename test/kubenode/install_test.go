@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -77,12 +78,44 @@ func TestInstall(t *testing.T) {
 	w.eventually("a reaches b on net1", func() error { return w.ping(a, "192.168.77.11") })
 	w.policy(a, b)
 	w.leases()
+	w.advised()
 	w.web()
 	w.rival()
 	t.Run("devices", func(t *testing.T) { w.in(t).devices() })
 	w.primaryChanges()
 	w.upgrade()
 	w.uninstalled(a)
+}
+
+// advised: with the controller, nodes take the lowest addresses of a range.
+func (w *world) advised() {
+	w.t.Helper()
+	w.kubectl("-n", "kube-system", "rollout", "status", "deployment/weft-controller", "--timeout=120s")
+	w.eventually("both agents know the adviser", func() error {
+		logs := w.kubectl("-n", "kube-system", "logs", "daemonset/weft", "--all-pods")
+		if n := strings.Count(logs, "chosen with the cluster's adviser"); n < 2 {
+			return fmt.Errorf("%d say so; the controller says:\n%s", n, w.kubectl("-n", "kube-system", "logs", "deployment/weft-controller", "--all-pods", "--tail=20"))
+		}
+		return nil
+	})
+	w.apply(`---
+apiVersion: k8s.cni.cncf.io/v1
+kind: NetworkAttachmentDefinition
+metadata: {name: advised}
+spec:
+  config: '{"cniVersion":"1.0.0","type":"bridge","bridge":"adv0","ipam":{"type":"whereabouts","range":"10.88.0.0/16"}}'
+`)
+	var got []string
+	for i, node := range []string{"n1", "n2", "n1"} {
+		name := fmt.Sprint("advised", i)
+		w.apply(deployment(name, node, `[{"name":"advised"}]`))
+		w.rollout(name)
+		got = append(got, w.status(w.pod(name))["net1"].IPs...)
+	}
+	if want := []string{"10.88.0.1", "10.88.0.2", "10.88.0.3"}; !slices.Equal(got, want) {
+		w.t.Errorf("got %v, want %v", got, want)
+	}
+	w.kubectl("delete", "deployment", "advised0", "advised1", "advised2")
 }
 
 // web asks the agents for metrics and how they are, also while the API server is
