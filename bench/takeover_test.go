@@ -2,94 +2,34 @@ package bench
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/weftnet/weft/api/whereabouts"
 	"github.com/weftnet/weft/internal/ipam"
-	"github.com/weftnet/weft/internal/linux"
 	takeover "github.com/weftnet/weft/internal/whereabouts"
-)
-
-const (
-	whereaboutsNamespace = "kube-system" // where it keeps its objects unless told otherwise
-	whereaboutsPath      = "/apis/whereabouts.cni.cncf.io/v1alpha1/namespaces/" + whereaboutsNamespace + "/"
 )
 
 // takenOver is a cluster that the real Whereabouts gives addresses in.
 type takenOver struct {
-	t       *testing.T
-	api     *kubeAPI
-	program string
-	host    *linux.NS // where the API server is reached
-	pod     string    // a namespace; nobody enters it
+	*whereaboutsPlugin
+	t   *testing.T
+	api *kubeAPI
 	// networks there are, and the ipam keys of each by its name.
 	networks []ipam.Network
 	keys     map[string]string
-}
-
-// newTakenOver builds Whereabouts as whereabouts/go.mod names it, and makes its
-// kinds.
-func newTakenOver(t *testing.T) *takenOver {
-	t.Helper()
-	const module = "github.com/k8snetworkplumbingwg/whereabouts"
-	api := newKubeAPI(t)
-	mod, modErr := os.ReadFile("whereabouts/go.mod")
-	sum, sumErr := os.ReadFile("whereabouts/go.sum")
-	dir, buildErr := cached("whereabouts", []string{string(mod), string(sum)}, func(dir string) error {
-		return build("whereabouts", os.Environ(), "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "whereabouts"), module+"/cmd")
-	})
-	list := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", module)
-	list.Dir, list.Env = "whereabouts", append(os.Environ(), "GOWORK=off")
-	source, listErr := list.Output()
-	host, hostErr := linux.OpenNS(api.cluster.NetNS())
-	pod := filepath.Join(api.cluster.Dir, "pod-of-whereabouts")
-	if err := errors.Join(modErr, sumErr, buildErr, listErr, hostErr, linux.CreateNS(pod)); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := errors.Join(host.Close(), linux.DeleteNS(pod)); err != nil {
-			t.Error(err)
-		}
-	})
-	for _, kind := range []string{"ippools", "overlappingrangeipreservations"} {
-		text, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(source)), "doc/crds/whereabouts.cni.cncf.io_"+kind+".yaml"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if out, err := api.cluster.Kubectl(t.Context(), string(text), "apply", "-f", "-"); err != nil {
-			t.Fatal(out, err)
-		}
-		eventually(t, kind+" can be made", func() error {
-			_, err := api.call(http.MethodGet, whereaboutsPath+kind, nil)
-			return err
-		})
-	}
-	if _, err := api.call(http.MethodPost, "/api/v1/namespaces", object{"metadata": object{"name": whereaboutsNamespace}}); err != nil && !strings.Contains(err.Error(), "AlreadyExists") {
-		t.Fatal(err)
-	}
-	api.kubeconfig(filepath.Join(api.cluster.Dir, "whereabouts.kubeconfig"), api.cluster.Server)
-	// It refuses to work without this file, though every key may be in the network's.
-	flat := fmt.Sprintf(`{"kubernetes": {"kubeconfig": "%s/whereabouts.kubeconfig"}}`, api.cluster.Dir)
-	if err := os.WriteFile(filepath.Join(api.cluster.Dir, "whereabouts.conf"), []byte(flat), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return &takenOver{t: t, api: api, program: filepath.Join(dir, "whereabouts"), host: host, pod: pod, keys: map[string]string{}}
 }
 
 // TestTakeover: what the real Whereabouts gave on a real API server is imported,
 // every address with its holder; and what is written back as its objects, it goes
 // on with: it gives none of them, and frees them when their Pods end.
 func TestTakeover(t *testing.T) {
-	c := newTakenOver(t)
+	api := newKubeAPI(t)
+	c := &takenOver{whereaboutsPlugin: newWhereaboutsPlugin(t, api), t: t, api: api, keys: map[string]string{}}
 	for _, n := range [][2]string{
 		{"lan", `"range": "10.0.0.0/24", "exclude": ["10.0.0.2"]`},
 		{"wide", `"range": "10.0.0.0/16"`},
@@ -221,38 +161,16 @@ func (c *takenOver) list(kind string) []object {
 
 func (c *takenOver) give(network, pod string) []netip.Prefix {
 	c.t.Helper()
-	var result struct {
-		IPs []struct{ Address netip.Prefix }
-	}
-	out := c.run("ADD", network, pod)
-	if err := json.Unmarshal([]byte(out), &result); err != nil {
-		c.t.Fatalf("whereabouts answers %q: %v", out, err)
-	}
-	var addresses []netip.Prefix
-	for _, ip := range result.IPs {
-		addresses = append(addresses, ip.Address)
+	addresses, err := c.add(c.t.Context(), c.keys[network], pod)
+	if err != nil {
+		c.t.Fatal(err)
 	}
 	return addresses
 }
 
 func (c *takenOver) takeBack(network, pod string) {
 	c.t.Helper()
-	c.run("DEL", network, pod)
-}
-
-func (c *takenOver) run(verb, network, pod string) string {
-	c.t.Helper()
-	cmd := exec.CommandContext(c.t.Context(), c.program)
-	flat := filepath.Join(c.api.cluster.Dir, "whereabouts.conf")
-	cmd.Stdin = strings.NewReader(`{"cniVersion": "1.0.0", "name": "n", "type": "bridge", "ipam": {"type": "whereabouts", "configuration_path": "` + flat + `", ` + c.keys[network] + `}}`)
-	cmd.Env = []string{
-		"CNI_COMMAND=" + verb, "CNI_CONTAINERID=box-" + pod, "CNI_NETNS=" + c.pod, "CNI_IFNAME=net1", "CNI_PATH=" + filepath.Dir(c.program),
-		"CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=" + podsNamespace + ";K8S_POD_NAME=" + pod,
+	if _, err := c.call(c.t.Context(), "DEL", c.keys[network], pod); err != nil {
+		c.t.Fatal(err)
 	}
-	var out, stderr strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &stderr
-	if err := c.host.Do(cmd.Run); err != nil {
-		c.t.Fatalf("whereabouts %s of %s on %s: %v: %s%s", verb, pod, network, err, out.String(), stderr.String())
-	}
-	return out.String()
 }
