@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"fmt"
+	"github.com/weftnet/weft/test/need"
 	"os"
 	"slices"
 	"testing"
@@ -108,7 +109,7 @@ var kinds = []string{"bridge", "macvlan"}
 // TestBars fails when weft has become much slower. It does not hold weft to its
 // promises: a machine shared with others disturbs even ratios.
 func TestBars(t *testing.T) {
-	needRoot(t)
+	need.Root(t)
 	for _, kind := range kinds {
 		var bad []string
 		for range 3 {
@@ -130,7 +131,7 @@ func TestBars(t *testing.T) {
 
 // BenchmarkTable prints one table of all figures and ratios.
 func BenchmarkTable(b *testing.B) {
-	needRoot(b)
+	need.Root(b)
 	for b.Loop() {
 		table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 		fmt.Fprintln(table, "\nkind\tNICs\tattach: reference\tweft\tnetlink\treference/weft\tweft/netlink\tdetach: reference\tweft\tnetlink\tweft n/1\t")
@@ -168,7 +169,7 @@ func ms(d time.Duration) string { return fmt.Sprintf("%.2f ms", float64(d.Micros
 // BenchmarkAttach gives each way's medians as Go benchmarks; time per operation
 // is attach and detach together.
 func BenchmarkAttach(b *testing.B) {
-	needRoot(b)
+	need.Root(b)
 	for _, kind := range kinds {
 		all := ways(b, kind)
 		for _, n := range counts {

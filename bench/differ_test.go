@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/weftnet/weft/internal/linux"
+	"github.com/weftnet/weft/test/need"
 )
 
 // sameCase is one config given to both.
@@ -95,7 +96,7 @@ var strangersRA = known{
 }
 
 func TestSameAsReference(t *testing.T) {
-	needRoot(t)
+	need.Root(t)
 	dir := reference(t)
 	for _, c := range sameCases {
 		t.Run(c.name, func(t *testing.T) {

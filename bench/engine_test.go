@@ -17,6 +17,7 @@ import (
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/linux"
 	"github.com/weftnet/weft/internal/record"
+	"github.com/weftnet/weft/test/need"
 )
 
 // networks are definitions by name, all in one namespace.
@@ -65,7 +66,7 @@ func newEngine(tb testing.TB, host *linux.NS, nads networks) *chain.Engine {
 // default network, answers ADD as the reference plugin does and makes the same.
 // (DEL differs: the engine removes a bridge nobody uses any more.)
 func TestEngineSameAsReference(t *testing.T) {
-	needRoot(t)
+	need.Root(t)
 	dir := reference(t)
 	for _, c := range sameCases {
 		if strings.Contains(c.conf, "runtimeConfig") {

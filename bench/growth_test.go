@@ -10,6 +10,7 @@ import (
 	"github.com/weftnet/weft/internal/chain"
 	"github.com/weftnet/weft/internal/linux"
 	"github.com/weftnet/weft/internal/record"
+	"github.com/weftnet/weft/test/need"
 )
 
 // atMostGrowth is how much more an attach to a bridge may grow than bare netlink
@@ -77,7 +78,7 @@ func factor(list []grown) float64 {
 
 // TestGrowth fails when an attach comes to cost more with every Pod there is.
 func TestGrowth(t *testing.T) {
-	needRoot(t)
+	need.Root(t)
 	var took []grown
 	for range 3 {
 		if took = growth(t, []int{1, 200}, 15); factor(took) < 2*atMostGrowth {
@@ -89,7 +90,7 @@ func TestGrowth(t *testing.T) {
 
 // BenchmarkGrowth prints what an attach costs as Pods grow in number.
 func BenchmarkGrowth(b *testing.B) {
-	needRoot(b)
+	need.Root(b)
 	for b.Loop() {
 		present := []int{1, 100, mostPresent}
 		took := growth(b, present, 60)

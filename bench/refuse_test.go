@@ -6,12 +6,13 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/weftnet/weft/test/need"
 )
 
 // TestBothRefuse: what the reference refuses weft refuses too, names the field
 // in its words, and leaves nothing behind.
 func TestBothRefuse(t *testing.T) {
-	needRoot(t)
+	need.Root(t)
 	dir := reference(t)
 	for _, c := range []struct {
 		sameCase

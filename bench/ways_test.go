@@ -20,6 +20,7 @@ import (
 	"github.com/weftnet/weft/internal/chain"
 	"github.com/weftnet/weft/internal/linux"
 	"github.com/weftnet/weft/internal/record"
+	"github.com/weftnet/weft/test/need"
 )
 
 // way is one way to attach a Pod to the first n networks, and to detach it.
@@ -30,7 +31,7 @@ type way interface {
 
 // TestFloor: bare netlink makes what weft makes, so that their times compare.
 func TestFloor(t *testing.T) {
-	needRoot(t)
+	need.Root(t)
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
 			all := ways(t, kind)

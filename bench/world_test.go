@@ -11,19 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weftnet/weft/internal/linux"
+	"github.com/weftnet/weft/test/need"
 )
-
-// needRoot skips a test that cannot run here, and fails it in CI.
-func needRoot(tb testing.TB) {
-	tb.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("CI") != "" {
-		tb.Fatal("must run as root: makes network namespaces")
-	}
-	tb.Skip("needs root: makes network namespaces")
-}
 
 // world is a host of its own: one namespace that stands for the host's and
 // Pods beside it. Nothing of it has a name outside this process.
@@ -35,7 +24,7 @@ type world struct {
 // route, whose other end is in a namespace of its own.
 func newWorld(tb testing.TB) *world {
 	tb.Helper()
-	needRoot(tb)
+	need.Root(tb)
 	w := &world{host: newNS(tb), outside: newNS(tb)}
 	run(tb, w.host, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "out0", "netns", w.outside.Path())
 	run(tb, w.outside, "ip", "link", "set", "out0", "up")

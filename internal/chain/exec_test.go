@@ -12,6 +12,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/test/need"
 )
 
 // chained is a network of a native bridge and a recorder that misbehaves.
@@ -165,7 +166,7 @@ func FuzzResult(f *testing.F) {
 // container: it is found there, and sees the files there.
 func TestHostRoot(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
+	need.Root(t)
 	root := t.TempDir()
 	for _, dir := range []string{"plugins", "out"} {
 		if err := os.Mkdir(filepath.Join(root, dir), 0o700); err != nil {

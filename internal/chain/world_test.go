@@ -19,6 +19,7 @@ import (
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/linux"
 	"github.com/weftnet/weft/internal/record"
+	"github.com/weftnet/weft/test/need"
 )
 
 // binDir holds the compiled recorder under several names and links to the real
@@ -120,19 +121,9 @@ const instance = "chaintest"
 const defaultConf = `{"cniVersion":"1.0.0","name":"default","type":"bridge","bridge":"weft0","isDefaultGateway":true,"ipMasq":true,
 	"ipam":{"type":"host-local","ranges":[[{"subnet":"10.88.0.0/24"}],[{"subnet":"fd88::/64"}]]}}`
 
-func needRoot(t testing.TB) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("needs root: network namespaces")
-		}
-		t.Skip("needs root: network namespaces")
-	}
-}
-
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	needRoot(t)
+	need.Root(t)
 	w := &world{t: t, dir: t.TempDir(), nads: networks{}, defaults: defaultConf, boot: "boot-1", timeout: 20 * time.Second}
 	nsDir := filepath.Join(w.dir, "ns")
 	if err := os.MkdirAll(nsDir, 0o700); err != nil {

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weftnet/weft/api/netattach"
+	"github.com/weftnet/weft/test/need"
 )
 
 // misbehaving are plugins as they should not be, but for their DEL.
@@ -341,9 +342,7 @@ func TestDamagedRecord(t *testing.T) {
 // TestFullDisk: without room for its record a Pod is refused whole; what was
 // attached before is detached all the same.
 func TestFullDisk(t *testing.T) {
-	if os.Geteuid() != 0 && os.Getenv("CI") == "" {
-		t.Skip("needs root: a file system of its own")
-	}
+	need.Root(t)
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
 		t.Fatal(err)

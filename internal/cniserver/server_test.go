@@ -28,6 +28,7 @@ import (
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/linux"
 	"github.com/weftnet/weft/internal/record"
+	"github.com/weftnet/weft/test/need"
 )
 
 // binDir has weft-cni as it is installed.
@@ -119,12 +120,7 @@ func newNode(t *testing.T) *node {
 // newNodeIn keeps the records below that directory.
 func newNodeIn(t *testing.T, state string) *node {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("needs root: network namespaces")
-		}
-		t.Skip("needs root: network namespaces")
-	}
+	need.Root(t)
 	dir := t.TempDir()
 	records, err := record.Open(filepath.Join(state, "attachments"), filepath.Join(state, "run", "attachments"))
 	if err != nil {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/weftnet/weft/internal/linux"
 	"github.com/weftnet/weft/internal/netstate"
+	"github.com/weftnet/weft/test/need"
 )
 
 func addr(text string) netip.Addr { return netip.MustParseAddr(text) }
@@ -43,9 +44,7 @@ type lan struct {
 
 func newLAN(t *testing.T) *lan {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root: makes network namespaces")
-	}
+	need.Root(t)
 	l := &lan{t: t, name: fmt.Sprintf("weftdad%d%s", os.Getpid(), strings.ToLower(t.Name()[4:]))}
 	run(t, "netns", "add", l.name)
 	t.Cleanup(func() { run(t, "netns", "del", l.name) })

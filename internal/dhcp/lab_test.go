@@ -21,6 +21,7 @@ import (
 	"github.com/weftnet/weft/internal/frame"
 	"github.com/weftnet/weft/internal/linux"
 	"github.com/weftnet/weft/internal/vmnet"
+	"github.com/weftnet/weft/test/need"
 )
 
 // patience is how long a test waits for what should come at once.
@@ -33,13 +34,6 @@ func skip(t testing.TB, why string) {
 		t.Fatal(why)
 	}
 	t.Skip(why)
-}
-
-func needRoot(t testing.TB) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		skip(t, "needs root: makes network namespaces")
-	}
 }
 
 func needProgram(t testing.TB, name string) string {
@@ -63,7 +57,7 @@ type ns struct{ name, path string }
 
 func newNS(t testing.TB, role string) ns {
 	t.Helper()
-	needRoot(t)
+	need.Root(t)
 	name := fmt.Sprintf("weft-dhcp-%d-%d-%s", os.Getpid(), nsCount.Add(1), role)
 	n := ns{name, "/run/netns/" + name}
 	run(t, "ip", "netns", "add", name)

@@ -18,23 +18,13 @@ import (
 
 	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/netstate"
+	"github.com/weftnet/weft/test/need"
 )
-
-func needRoot(tb testing.TB) {
-	tb.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("CI") != "" {
-		tb.Fatal("network namespaces need root")
-	}
-	tb.Skip("network namespaces need root")
-}
 
 // newNS makes a namespace that goes with the test.
 func newNS(tb testing.TB) *NS {
 	tb.Helper()
-	needRoot(tb)
+	need.Root(tb)
 	dir := filepath.Join(tb.TempDir(), "netns")
 	path := filepath.Join(dir, "a")
 	if err := CreateNS(path); err != nil {
@@ -53,7 +43,7 @@ func newNS(tb testing.TB) *NS {
 }
 
 func TestNamespaceLife(t *testing.T) {
-	needRoot(t)
+	need.Root(t)
 	dir := filepath.Join(t.TempDir(), "netns")
 	path := filepath.Join(dir, "a")
 	if _, err := OpenNS(path); !errors.Is(err, os.ErrNotExist) {
@@ -142,7 +132,7 @@ func TestMountIsNoNetNS(t *testing.T) {
 // TestNoThreadStaysInside makes and enters many namespaces at once: afterwards
 // no thread may be left in one, because it would keep it alive.
 func TestNoThreadStaysInside(t *testing.T) {
-	needRoot(t)
+	need.Root(t)
 	home, err := os.Readlink("/proc/self/ns/net")
 	if err != nil {
 		t.Fatal(err)
@@ -345,7 +335,7 @@ func TestDumpsUnderChange(t *testing.T) {
 var errStop = errors.New("stop")
 
 func TestProbeKind(t *testing.T) {
-	needRoot(t)
+	need.Root(t)
 	for _, kind := range []netstate.Kind{netstate.KindVeth, netstate.KindBridge, netstate.KindMacvlan} {
 		if err := ProbeKind(kind); err != nil {
 			t.Errorf("%s: %v", kind, err)
@@ -428,7 +418,7 @@ func TestTablesCarryTheirComment(t *testing.T) {
 
 // TestUnlockSysctls works in a mount namespace of one thread, which ends with it.
 func TestUnlockSysctls(t *testing.T) {
-	needRoot(t)
+	need.Root(t)
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // for good: the thread is not to be used again

@@ -25,6 +25,7 @@ import (
 	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/netstate"
 	"github.com/weftnet/weft/internal/nft"
+	"github.com/weftnet/weft/test/need"
 )
 
 var equal = cmp.Options{
@@ -580,9 +581,7 @@ func FuzzDecode(f *testing.F) {
 // TestFullDisk: a line of which only the beginning got in is not taken for the
 // record when the next one is added.
 func TestFullDisk(t *testing.T) {
-	if os.Geteuid() != 0 && os.Getenv("CI") == "" {
-		t.Skip("needs root: a file system of its own")
-	}
+	need.Root(t)
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
 		t.Fatal(err)
