@@ -348,13 +348,6 @@ func TestProbeKind(t *testing.T) {
 	}
 }
 
-func TestBootID(t *testing.T) {
-	a, err := BootID()
-	if err != nil || len(a) != 36 {
-		t.Errorf("got %q, %v", a, err)
-	}
-}
-
 func TestParseComment(t *testing.T) {
 	tests := []struct {
 		udata string

@@ -77,16 +77,6 @@ func openFile(path string, mode int) (*os.File, error) {
 	}
 }
 
-// BootID is a value the kernel makes anew at each boot: what was recorded under
-// another one is gone.
-func BootID() (string, error) {
-	b, err := os.ReadFile(sysctlRoot + "kernel/random/boot_id")
-	if err != nil {
-		return "", fmt.Errorf("read boot id: %w", err)
-	}
-	return strings.TrimSpace(string(b)), nil
-}
-
 // isGone says whether an error means that the object is no longer there.
 func isGone(err error) bool {
 	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO)

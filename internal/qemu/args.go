@@ -5,7 +5,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/weftnet/weft/internal/netstate"
 	"github.com/weftnet/weft/internal/vmnet"
 )
 
@@ -298,12 +297,3 @@ func join(parts ...string) string { return strings.Join(parts, ",") }
 
 // escape doubles commas, which separate options otherwise.
 func escape(value string) string { return strings.ReplaceAll(value, ",", ",,") }
-
-// TAPs are the devices QEMU attaches to, with whether they need several queues.
-func TAPs(m Machine) map[netstate.IfName]bool {
-	taps := map[netstate.IfName]bool{}
-	for _, nic := range m.NICs {
-		taps[nic.TAP] = nic.Queues > 1
-	}
-	return taps
-}
