@@ -5,17 +5,15 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
 
+	"github.com/weftnet/weft/internal/daemon"
 	"github.com/weftnet/weft/internal/install"
 	"github.com/weftnet/weft/internal/instance"
 	"github.com/weftnet/weft/internal/nodeagent"
@@ -23,13 +21,6 @@ import (
 )
 
 func main() {
-	if err := run(); err != nil {
-		fmt.Fprintln(os.Stderr, "weft-node: "+err.Error())
-		os.Exit(1)
-	}
-}
-
-func run() error {
 	flags := flag.NewFlagSet("weft-node", flag.ContinueOnError)
 	node := flags.String("node", os.Getenv("NODE_NAME"), "name of this node in the cluster; without, that in NODE_NAME")
 	kubeconfig := flags.String("kubeconfig", "", "file with access to the cluster; without, the service account of the Pod weft-node runs in")
@@ -46,48 +37,28 @@ func run() error {
 	probe := flags.String("probe", "", "ask the agent that runs here whether it is ready (readyz) or alive (healthz), and end")
 	adviser := flags.String("adviser-token", "", "file with a token to ask weft-controller's adviser with, which is found in the namespace in POD_NAMESPACE; without, addresses are chosen here")
 	profiles := flags.Bool("pprof", false, "with --http-address: serve /debug/pprof to 127.0.0.1")
-	level := flags.String("log-level", "info", "debug, info, warn or error")
-	showVersion := flags.Bool("version", false, "print the version")
-	if err := flags.Parse(os.Args[1:]); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return nil
+	os.Exit(daemon.Main(flags, func(ctx context.Context, log *slog.Logger) error {
+		if !*profiles {
+			runtime.MemProfileRate = 0 // its tables take a megabyte of every node
 		}
-		return err
-	}
-	if *showVersion {
-		fmt.Println("weft-node " + version.Text)
-		return nil
-	}
-	if flags.NArg() > 0 {
-		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
-	}
-	if !*profiles {
-		runtime.MemProfileRate = 0 // its tables take a megabyte of every node
-	}
-	var logLevel slog.Level
-	if err := logLevel.UnmarshalText([]byte(*level)); err != nil {
-		return fmt.Errorf("--log-level: %w", err)
-	}
-	in, err := instance.New(*root)
-	if err != nil {
-		return err
-	}
-	if *probe != "" {
-		return nodeagent.Probe(context.Background(), in.Run, *probe)
-	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: logLevel}))
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	dirs := strings.Split(*binDirs, ":")
-	opt := nodeagent.Options{
-		Kubeconfig: *kubeconfig, Node: *node, Instance: in.Tag, State: in.State, Run: in.Run, BinDirs: dirs, KubeletDir: *kubeletDir, CRISocket: *criSocket, CollectAfter: *collectAfter, HostRoot: *hostRoot, Web: *web, AdviserToken: *adviser, Namespace: os.Getenv("POD_NAMESPACE"), Profiles: *profiles, Version: version.Text, Log: log,
-	}
-	if *installs {
-		self, err := os.Executable()
+		in, err := instance.New(*root)
 		if err != nil {
-			return fmt.Errorf("find weft's programs: %w", err)
+			return err
 		}
-		opt.Install = &install.Installer{From: filepath.Dir(self), BinDir: dirs[0], ConfDir: *confDir, HostRoot: *hostRoot, Settings: *settings, Log: log}
-	}
-	return nodeagent.Run(ctx, opt)
+		if *probe != "" {
+			return nodeagent.Probe(ctx, in.Run, *probe)
+		}
+		dirs := strings.Split(*binDirs, ":")
+		opt := nodeagent.Options{
+			Kubeconfig: *kubeconfig, Node: *node, Instance: in.Tag, State: in.State, Run: in.Run, BinDirs: dirs, KubeletDir: *kubeletDir, CRISocket: *criSocket, CollectAfter: *collectAfter, HostRoot: *hostRoot, Web: *web, AdviserToken: *adviser, Namespace: os.Getenv("POD_NAMESPACE"), Profiles: *profiles, Version: version.Text, Log: log,
+		}
+		if *installs {
+			self, err := os.Executable()
+			if err != nil {
+				return fmt.Errorf("find weft's programs: %w", err)
+			}
+			opt.Install = &install.Installer{From: filepath.Dir(self), BinDir: dirs[0], ConfDir: *confDir, HostRoot: *hostRoot, Settings: *settings, Log: log}
+		}
+		return nodeagent.Run(ctx, opt)
+	}))
 }
