@@ -102,14 +102,19 @@ func (k *Kubelet) Offered(ctx context.Context, resource string) (bool, error) {
 func (k *Kubelet) ask(ctx context.Context, method string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	var tooOften error
 	for {
 		answer, err := unary.Call(ctx, linux.Under(k.root, k.socket), method)
 		if errors.Is(err, unary.ErrTooOften) {
+			tooOften = err
 			select {
 			case <-ctx.Done():
 			case <-time.After(pause):
 				continue
 			}
+		}
+		if err != nil && ctx.Err() != nil && tooOften != nil {
+			err = tooOften // says more than that the time is over
 		}
 		if err != nil {
 			return nil, k.problem(fmt.Errorf("%w: %w", ErrNotYet, err))

@@ -197,7 +197,7 @@ func TestAway(t *testing.T) {
 		{"hangs", NewKubelet("", silent), "deadline exceeded"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 			defer cancel()
 			_, err := tt.k.Allocated(ctx, "demo", "a")
 			h, ok := errors.AsType[*hint.Error](err)
