@@ -84,7 +84,9 @@ func measureNodes(tb testing.TB, api *kubeAPI, nodes []*node, l load, rounds int
 	}
 	costs := map[string][]cost{}
 	for i := range rounds {
-		for _, n := range nodes {
+		for j := range nodes { // each begins a round in turn
+			n := nodes[(i+j)%len(nodes)]
+			settle(tb)
 			costs[n.name] = append(costs[n.name], n.once(l, pods[n.name][i*l.atOnce:(i+1)*l.atOnce]))
 		}
 	}
@@ -111,6 +113,49 @@ func measureNodes(tb testing.TB, api *kubeAPI, nodes []*node, l load, rounds int
 		}
 	}
 	return out
+}
+
+// What counts as a machine that has settled, and how long is waited for it.
+const (
+	settledIdle  = 0.9
+	settleLook   = 100 * time.Millisecond
+	settleWithin = 5 * time.Second
+)
+
+// settle waits until the processors have little to do: what the kernel takes
+// links apart with after one node's DEL is not to be a cost of the next.
+func settle(tb testing.TB) {
+	tb.Helper()
+	idle, all := processorTime(tb)
+	for deadline := time.Now().Add(settleWithin); time.Now().Before(deadline); {
+		time.Sleep(settleLook)
+		idleNow, allNow := processorTime(tb)
+		if float64(idleNow-idle) >= settledIdle*float64(allNow-all) {
+			return
+		}
+		idle, all = idleNow, allNow
+	}
+}
+
+// processorTime is what all processors together were idle, and all of their time,
+// in ticks (proc_stat(5)).
+func processorTime(tb testing.TB) (idle, all int) {
+	tb.Helper()
+	text, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	line, _, _ := strings.Cut(string(text), "\n")
+	for i, field := range strings.Fields(line)[1:9] { // guests are in user
+		ticks, err := strconv.Atoi(field)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		if all += ticks; i == 3 {
+			idle = ticks
+		}
+	}
+	return idle, all
 }
 
 // once attaches Pods and detaches them.
