@@ -7,18 +7,17 @@ import (
 	"time"
 	"unique"
 
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weftnet/weft/api/v1alpha1"
 	"github.com/weftnet/weft/internal/adviser"
+	"github.com/weftnet/weft/internal/inventory"
 	"github.com/weftnet/weft/internal/store"
 )
 
 var (
 	leaseKind = v1alpha1.AddressLeaseKind
-	podKind   = schema.GroupVersionKind{Version: "v1", Kind: "Pod"}
-	nodeKind  = schema.GroupVersionKind{Version: "v1", Kind: "Node"}
+	podKind   = inventory.PodKind
 )
 
 // owner is whose addresses are given back together: of an owner on a node all or
@@ -180,10 +179,6 @@ func (b *book) Count() (all, bad int) {
 	return len(b.leases), b.bad
 }
 
-// staticPod is the annotation with the UID by which a kubelet knows a Pod that it
-// took from a file: that of the object is another.
-const staticPod = "kubernetes.io/config.hash"
-
 // pods is which Pods there are, by their UIDs.
 type pods struct {
 	// mu guards what follows.
@@ -214,8 +209,8 @@ func (p *pods) Begin() {
 func (p *pods) Put(obj *store.Object) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, uid := range uidsOf(obj) {
-		if terminal(obj) {
+	for _, uid := range inventory.UIDsOf(obj) {
+		if inventory.Terminal(obj) {
 			delete(p.live, uid)
 		} else {
 			p.live[uid] = livePod{p.round, patienceOf(obj)}
@@ -227,7 +222,7 @@ func (p *pods) Put(obj *store.Object) {
 func (p *pods) Gone(obj *store.Object) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, uid := range uidsOf(obj) {
+	for _, uid := range inventory.UIDsOf(obj) {
 		if is, ok := p.live[uid]; ok {
 			p.goneLocked(uid, is)
 		}
@@ -269,21 +264,6 @@ func (p *pods) Live(uid types.UID) bool {
 	defer p.mu.Unlock()
 	_, live := p.live[uid]
 	return live || time.Now().Before(p.late[uid])
-}
-
-// uidsOf gives the UIDs that a Pod's addresses may be held by.
-func uidsOf(pod *store.Object) []types.UID {
-	uids := []types.UID{pod.GetUID()}
-	if hash := pod.GetAnnotations()[staticPod]; hash != "" {
-		uids = append(uids, types.UID(hash))
-	}
-	return uids
-}
-
-// terminal says whether a Pod has ended for good.
-func terminal(pod *store.Object) bool {
-	status, _ := pod.Object["status"].(map[string]any)
-	return status["phase"] == "Succeeded" || status["phase"] == "Failed"
 }
 
 // patienceOf gives how long a Pod may take to end, in seconds.

@@ -10,19 +10,11 @@ import (
 	"time"
 
 	"github.com/weftnet/weft/api/v1alpha1"
-	"github.com/weftnet/weft/internal/elect"
 	"github.com/weftnet/weft/internal/garbage"
 	"github.com/weftnet/weft/internal/hint"
-	"github.com/weftnet/weft/internal/networks"
+	"github.com/weftnet/weft/internal/inventory"
 	"github.com/weftnet/weft/internal/store"
 )
-
-// outOfService is the taint by which people say that nothing runs on a node
-// (k8s.io/api core/v1, TaintNodeOutOfService).
-const outOfService = "node.kubernetes.io/out-of-service"
-
-// heartbeats is the namespace where each kubelet renews a Lease of its node's name.
-const heartbeats = "kube-node-lease"
 
 const (
 	// lookEvery is how often owners that seem to have ended are looked at, at most.
@@ -44,13 +36,6 @@ type collector struct {
 	sights map[owner]garbage.Sight
 	// compared is when owners were looked at of whom memory tells nothing.
 	compared time.Time
-	// nodes are what this pass read of nodes.
-	nodes map[string]nodeFacts
-}
-
-type nodeFacts struct {
-	node  garbage.Node
-	heard string
 }
 
 func newCollector(c *controller, s *state, writer store.Store) *collector {
@@ -81,7 +66,7 @@ func (c *collector) Run(ctx context.Context) error {
 
 // pass looks at all owners that may have ended.
 func (c *collector) pass(ctx context.Context) {
-	c.nodes = map[string]nodeFacts{}
+	look := inventory.NewLook(c.api)
 	compare := time.Since(c.compared) >= c.every
 	if compare {
 		c.compared = time.Now()
@@ -103,12 +88,12 @@ func (c *collector) pass(ctx context.Context) {
 			still[o] = sight
 			continue
 		}
-		if node := c.node(ctx, o.node); !sight.Since.IsZero() && node == (nodeFacts{garbage.There, sight.Heard}) {
+		if node := look.Node(ctx, o.node); !sight.Since.IsZero() && node.Node == garbage.There && node.Heard == sight.Heard {
 			sight.NodeGone = time.Time{}
 			still[o] = sight // the node is as silent as before: the rest need not be asked for
 			continue
 		}
-		facts := c.facts(ctx, o)
+		facts := look.Facts(ctx, o.LeaseOwner, o.node)
 		after, verdict := garbage.Judge(time.Now(), c.grace, sight, facts)
 		switch {
 		case verdict == garbage.Keep, after == garbage.Sight{}:
@@ -119,91 +104,6 @@ func (c *collector) pass(ctx context.Context) {
 		}
 	}
 	c.sights = still
-}
-
-// facts reads what the API server knows of an owner and its node.
-func (c *collector) facts(ctx context.Context, o owner) garbage.Facts {
-	node := c.node(ctx, o.node)
-	facts := garbage.Facts{Node: node.node, Heard: node.heard}
-	switch {
-	case o.Kind == v1alpha1.OwnerPod && o.UID == "":
-		facts.Owner = garbage.Nameless
-	case o.Kind == v1alpha1.OwnerPod:
-		facts.Owner = c.pod(ctx, o)
-	case o.Kind == v1alpha1.OwnerClaim:
-		facts.Owner = c.claim(ctx, o)
-	default: // whose end is told by others
-		facts.Owner = garbage.Live
-	}
-	return facts
-}
-
-func (c *collector) pod(ctx context.Context, o owner) garbage.Owner {
-	pod, err := c.get(ctx, o.Namespace, o.Name, func(ctx context.Context, key store.Key) (*store.Object, error) {
-		return c.api.Get(ctx, podKind, key)
-	})
-	switch {
-	case errors.Is(err, store.ErrNotFound):
-		return garbage.Ended
-	case err != nil:
-		return garbage.Unknown
-	case !slices.Contains(uidsOf(pod), o.UID) || terminal(pod):
-		return garbage.Ended
-	}
-	return garbage.Live
-}
-
-func (c *collector) claim(ctx context.Context, o owner) garbage.Owner {
-	claim, err := c.get(ctx, o.Namespace, o.Name, func(ctx context.Context, key store.Key) (*store.Object, error) {
-		return c.api.Get(ctx, networks.ClaimKind, key)
-	})
-	switch {
-	case errors.Is(err, store.ErrNotFound):
-		return garbage.Absent
-	case err != nil:
-		return garbage.Unknown
-	case o.UID != "" && claim.GetUID() != o.UID:
-		return garbage.Absent
-	}
-	return garbage.Live
-}
-
-// node reads of a node whether it is gone, and what changes when its kubelet is
-// heard from; once in a pass.
-func (c *collector) node(ctx context.Context, name string) nodeFacts {
-	if facts, ok := c.nodes[name]; ok {
-		return facts
-	}
-	var facts nodeFacts
-	node, err := c.get(ctx, "", name, func(ctx context.Context, key store.Key) (*store.Object, error) {
-		return c.api.Get(ctx, nodeKind, key)
-	})
-	switch {
-	case errors.Is(err, store.ErrNotFound), err == nil && tainted(node):
-		facts.node = garbage.Gone
-	case err == nil:
-		facts.node = garbage.There
-		beat, err := c.get(ctx, heartbeats, name, func(ctx context.Context, key store.Key) (*store.Object, error) {
-			return c.api.Get(ctx, elect.LeaseKind, key)
-		})
-		if err == nil {
-			spec, _ := beat.Object["spec"].(map[string]any)
-			facts.heard = fmt.Sprint(beat.GetUID(), " ", spec["renewTime"])
-		}
-	}
-	c.nodes[name] = facts
-	return facts
-}
-
-func tainted(node *store.Object) bool {
-	spec, _ := node.Object["spec"].(map[string]any)
-	taints, _ := spec["taints"].([]any)
-	for _, taint := range taints {
-		if taint, ok := taint.(map[string]any); ok && taint["key"] == outOfService {
-			return true
-		}
-	}
-	return false
 }
 
 func (c *collector) get(

@@ -17,10 +17,20 @@ import (
 
 	"github.com/weftnet/weft/api/v1alpha1"
 	"github.com/weftnet/weft/internal/elect"
+	"github.com/weftnet/weft/internal/inventory"
 	"github.com/weftnet/weft/internal/networks"
 	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/internal/store/local"
 )
+
+// What package inventory reads of nodes and Pods.
+const (
+	outOfService = inventory.OutOfService
+	heartbeats   = inventory.Heartbeats
+	staticPod    = inventory.StaticPod
+)
+
+var nodeKind = inventory.NodeKind
 
 const grace = 400 * time.Millisecond
 

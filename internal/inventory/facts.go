@@ -1,0 +1,160 @@
+// Package inventory tells what an API server knows of addresses that are unique in
+// the cluster: which pools networks have, who holds what, and whether those owners
+// and their nodes are there. The controller collects by it, and people look by it.
+//
+// It changes nothing, and package garbage judges.
+package inventory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/weftnet/weft/api/v1alpha1"
+	"github.com/weftnet/weft/internal/elect"
+	"github.com/weftnet/weft/internal/garbage"
+	"github.com/weftnet/weft/internal/networks"
+	"github.com/weftnet/weft/internal/store"
+)
+
+// Kinds of Kubernetes that are read.
+var (
+	PodKind  = schema.GroupVersionKind{Version: "v1", Kind: "Pod"}
+	NodeKind = schema.GroupVersionKind{Version: "v1", Kind: "Node"}
+)
+
+const (
+	// OutOfService is the taint by which people say that nothing runs on a node
+	// (k8s.io/api core/v1, TaintNodeOutOfService).
+	OutOfService = "node.kubernetes.io/out-of-service"
+	// Heartbeats is the namespace where each kubelet renews a Lease of its node's name.
+	Heartbeats = "kube-node-lease"
+	// StaticPod is the annotation with the UID by which a kubelet knows a Pod that it
+	// took from a file: that of the object is another.
+	StaticPod = "kubernetes.io/config.hash"
+)
+
+// askPatience is for one request.
+const askPatience = 10 * time.Second
+
+// Look asks about owners and nodes, about each node once.
+type Look struct {
+	api   store.Store
+	nodes map[string]NodeFacts
+}
+
+// NodeFacts are what is known of a node: whether it is there, and what changes when
+// its kubelet is heard from.
+type NodeFacts struct {
+	Node  garbage.Node
+	Heard string
+	// At is when it was heard from the last time, if that is known.
+	At time.Time
+}
+
+// NewLook begins a look.
+func NewLook(api store.Store) *Look { return &Look{api: api, nodes: map[string]NodeFacts{}} }
+
+// Facts reads what is known of an owner and its node.
+func (l *Look) Facts(ctx context.Context, o v1alpha1.LeaseOwner, nodeName string) garbage.Facts {
+	node := l.Node(ctx, nodeName)
+	facts := garbage.Facts{Node: node.Node, Heard: node.Heard}
+	switch {
+	case o.Kind == v1alpha1.OwnerPod && o.UID == "":
+		facts.Owner = garbage.Nameless
+	case o.Kind == v1alpha1.OwnerPod:
+		facts.Owner = l.pod(ctx, o)
+	case o.Kind == v1alpha1.OwnerClaim:
+		facts.Owner = l.claim(ctx, o)
+	default: // whose end is told by others
+		facts.Owner = garbage.Live
+	}
+	return facts
+}
+
+func (l *Look) pod(ctx context.Context, o v1alpha1.LeaseOwner) garbage.Owner {
+	pod, err := l.get(ctx, PodKind, store.Key{Namespace: o.Namespace, Name: o.Name})
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return garbage.Ended
+	case err != nil:
+		return garbage.Unknown
+	case !slices.Contains(UIDsOf(pod), o.UID) || Terminal(pod):
+		return garbage.Ended
+	}
+	return garbage.Live
+}
+
+func (l *Look) claim(ctx context.Context, o v1alpha1.LeaseOwner) garbage.Owner {
+	claim, err := l.get(ctx, networks.ClaimKind, store.Key{Namespace: o.Namespace, Name: o.Name})
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return garbage.Absent
+	case err != nil:
+		return garbage.Unknown
+	case o.UID != "" && claim.GetUID() != o.UID:
+		return garbage.Absent
+	}
+	return garbage.Live
+}
+
+// Node reads of a node whether it is gone, and when its kubelet was heard from.
+func (l *Look) Node(ctx context.Context, name string) NodeFacts {
+	if facts, ok := l.nodes[name]; ok {
+		return facts
+	}
+	var facts NodeFacts
+	node, err := l.get(ctx, NodeKind, store.Key{Name: name})
+	switch {
+	case errors.Is(err, store.ErrNotFound), err == nil && tainted(node):
+		facts.Node = garbage.Gone
+	case err == nil:
+		facts.Node = garbage.There
+		beat, err := l.get(ctx, elect.LeaseKind, store.Key{Namespace: Heartbeats, Name: name})
+		if err == nil {
+			spec, _ := beat.Object["spec"].(map[string]any)
+			facts.Heard = fmt.Sprint(beat.GetUID(), " ", spec["renewTime"])
+			text, _ := spec["renewTime"].(string)
+			facts.At, _ = time.Parse(time.RFC3339, text) // zero, if it is none
+		}
+	}
+	l.nodes[name] = facts
+	return facts
+}
+
+func tainted(node *store.Object) bool {
+	spec, _ := node.Object["spec"].(map[string]any)
+	taints, _ := spec["taints"].([]any)
+	for _, taint := range taints {
+		if taint, ok := taint.(map[string]any); ok && taint["key"] == OutOfService {
+			return true
+		}
+	}
+	return false
+}
+
+func (l *Look) get(ctx context.Context, gvk schema.GroupVersionKind, key store.Key) (*store.Object, error) {
+	ctx, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	return l.api.Get(ctx, gvk, key)
+}
+
+// UIDsOf gives the UIDs that a Pod's addresses may be held by.
+func UIDsOf(pod *store.Object) []types.UID {
+	uids := []types.UID{pod.GetUID()}
+	if hash := pod.GetAnnotations()[StaticPod]; hash != "" {
+		uids = append(uids, types.UID(hash))
+	}
+	return uids
+}
+
+// Terminal says whether a Pod has ended for good.
+func Terminal(pod *store.Object) bool {
+	status, _ := pod.Object["status"].(map[string]any)
+	return status["phase"] == "Succeeded" || status["phase"] == "Failed"
+}
