@@ -22,6 +22,7 @@ import (
 	"github.com/weftnet/weft/internal/elect"
 	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/metrics"
+	"github.com/weftnet/weft/internal/networks"
 	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/internal/store/kube"
 )
@@ -69,6 +70,16 @@ type state struct {
 	pods   *pods
 	view   *adviser.View
 	ranges *pools
+	// doubted is whom the collector looks at.
+	doubted atomic.Pointer[[]doubt]
+}
+
+// doubts are the owners that seemed to have ended at the collector's last pass.
+func (s *state) doubts() []doubt {
+	if list := s.doubted.Load(); list != nil {
+		return *list
+	}
+	return nil
 }
 
 // Run is the controller. It ends when ctx does, and lets another lead.
@@ -123,13 +134,14 @@ type task interface {
 // lead is what the leader does.
 func (c *controller) lead(ctx context.Context, term *elect.Period) error {
 	view := adviser.New()
-	s := &state{term: term, book: newBook(view), pods: newPods(), view: view, ranges: &pools{controller: c}}
+	s := &state{term: term, book: newBook(view), pods: newPods(), view: view, ranges: newPools()}
 	writer := term.Writer(c.api)
 	collect := newCollector(c, s, writer)
 	tasks := []task{
 		feed{api: c.api, gvk: leaseKind, every: c.Compare, to: s.book, log: c.Log},
 		feed{api: c.api, gvk: podKind, every: c.Compare, to: s.pods, log: c.Log},
-		collect, s.ranges,
+		feed{api: c.api, gvk: networks.DefinitionKind, every: c.Compare, to: s.ranges, log: c.Log},
+		collect, newTeller(c, s, writer),
 	}
 	if c.Adviser != "" {
 		tasks = append(tasks, &desk{controller: c, state: s, writer: writer, callers: newCallers(c.api, c.Namespace, agentName)})
@@ -155,7 +167,7 @@ func (c *controller) facts() metrics.ControllerFacts {
 		facts.Leading = s.term.Lasts()
 		facts.Known = s.book.Synced()
 		facts.Leases, facts.Unreadable = s.book.Count()
-		facts.Pools = s.ranges.usage(s)
+		facts.Pools, facts.Waiting = s.measured(), s.waiting(time.Now(), c.Grace)
 	}
 	return facts
 }

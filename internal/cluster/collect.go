@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -34,6 +35,8 @@ type collector struct {
 	freed func(reason string)
 
 	sights map[owner]garbage.Sight
+	// last is what was read of them then.
+	last map[owner]garbage.Facts
 	// compared is when owners were looked at of whom memory tells nothing.
 	compared time.Time
 }
@@ -41,7 +44,7 @@ type collector struct {
 func newCollector(c *controller, s *state, writer store.Store) *collector {
 	return &collector{
 		api: c.api, writer: writer, state: s, grace: c.Grace, every: c.Compare, log: c.Log, freed: c.count.Freed,
-		sights: map[owner]garbage.Sight{},
+		sights: map[owner]garbage.Sight{}, last: map[owner]garbage.Facts{},
 	}
 }
 
@@ -89,12 +92,13 @@ func (c *collector) pass(ctx context.Context) {
 			continue
 		}
 		if node := look.Node(ctx, o.node); !sight.Since.IsZero() && node.Node == garbage.There && node.Heard == sight.Heard {
-			sight.NodeGone = time.Time{}
+			sight.NodeGone, c.last[o] = time.Time{}, garbage.Facts{Owner: c.last[o].Owner, Node: node.Node, Heard: node.Heard}
 			still[o] = sight // the node is as silent as before: the rest need not be asked for
 			continue
 		}
 		facts := look.Facts(ctx, o.LeaseOwner, o.node)
 		after, verdict := garbage.Judge(time.Now(), c.grace, sight, facts)
+		c.last[o] = facts
 		switch {
 		case verdict == garbage.Keep, after == garbage.Sight{}:
 		case verdict == garbage.Free && !c.free(ctx, o, facts):
@@ -104,6 +108,17 @@ func (c *collector) pass(ctx context.Context) {
 		}
 	}
 	c.sights = still
+	c.publish()
+}
+
+// publish tells whom this pass leaves in doubt.
+func (c *collector) publish() {
+	maps.DeleteFunc(c.last, func(o owner, _ garbage.Facts) bool { return c.sights[o] == garbage.Sight{} })
+	list := make([]doubt, 0, len(c.sights))
+	for o, sight := range c.sights {
+		list = append(list, doubt{o, sight, c.last[o]})
+	}
+	c.doubted.Store(&list)
 }
 
 func (c *collector) get(

@@ -1,126 +1,146 @@
 package cluster
 
 import (
-	"context"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/weftnet/weft/api/netattach"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/weftnet/weft/internal/inventory"
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/metrics"
-	"github.com/weftnet/weft/internal/networks"
 	"github.com/weftnet/weft/internal/store"
 )
 
-// pools are the ranges that networks give addresses of, for metrics. What a network
+// pools follows the networks, for the ranges they give addresses of. What a network
 // leaves to a file on each node is not known here.
 type pools struct {
-	*controller
-
-	// mu guards list.
-	mu   sync.Mutex
-	list []pool
+	// mu guards what follows.
+	mu       sync.Mutex
+	networks map[store.Key]definition
+	round    uint32 // of lists
+	synced   bool
+	// list is made of networks, when it is asked for; nil: it has to be made.
+	list []inventory.Pool
 }
 
-// pool is one range of a network.
-type pool struct {
-	network, text, scope string
-	spans                []ipam.Span
+// definition is what is known of a NetworkAttachmentDefinition.
+type definition struct {
+	uid      types.UID
+	networks []ipam.Network
+	round    uint32
 }
 
-// String names the task.
-func (*pools) String() string { return "reader of ranges" }
+func newPools() *pools { return &pools{networks: map[store.Key]definition{}} }
 
-// Run reads the networks now and then until ctx ends.
-func (p *pools) Run(ctx context.Context) error {
-	for {
-		p.read(ctx)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(p.Compare):
-		}
-	}
-}
-
-func (p *pools) read(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, askPatience)
-	defer cancel()
-	var list []pool
-	_, err := each(ctx, p.api, networks.DefinitionKind, func(obj *store.Object) { list = append(list, poolsOf(obj)...) })
-	if err != nil {
-		p.Log.Debug("networks cannot be read; their ranges are as they were", "err", err) // the kind may not be there
-		return
-	}
+// Begin begins a list.
+func (p *pools) Begin() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.list = list
+	p.round++
 }
 
-// poolsOf gives the ranges of a network whose addresses are unique in the cluster.
-// One that cannot be read is the business of whoever attaches it.
-func poolsOf(obj *store.Object) (list []pool) {
-	definition, err := netattach.FromObject(obj.Object)
-	if err != nil {
-		return nil
-	}
-	conf, err := netattach.ParseConfig([]byte(definition.Config), obj.GetName())
-	if err != nil {
-		return nil
-	}
-	for _, plugin := range conf.Plugins {
-		if !ipam.Supported(plugin.IPAMType) {
-			continue
-		}
-		config, err := ipam.Parse(plugin.Bytes, "")
-		if err != nil || !config.ClusterWide {
-			continue
-		}
-		for _, set := range config.Sets {
-			for _, r := range set.Ranges {
-				spans := r.Usable()
-				texts := make([]string, 0, len(spans))
-				for _, span := range spans {
-					texts = append(texts, span.String())
-				}
-				text := strings.Join(texts, ",")
-				if len(texts) > 1 { // exclusions
-					text = r.Subnet.String()
-				}
-				list = append(list, pool{definition.FullName(), text, string(set.Scope), spans})
-			}
-		}
-	}
-	return list
-}
-
-// usage tells how much of each range is in use.
-func (p *pools) usage(s *state) []metrics.Pool {
+// Put takes note of a network.
+func (p *pools) Put(obj *store.Object) {
+	networks := inventory.ClusterWide(inventory.NetworksOf(obj))
 	p.mu.Lock()
-	list := p.list
-	p.mu.Unlock()
+	defer p.mu.Unlock()
+	p.networks[store.KeyOf(obj)] = definition{obj.GetUID(), networks, p.round}
+	p.list = nil
+}
+
+// Gone takes note that a network was deleted.
+func (p *pools) Gone(obj *store.Object) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.networks, store.KeyOf(obj))
+	p.list = nil
+}
+
+// Complete ends a list: what did not come is not there.
+func (p *pools) Complete() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	maps.DeleteFunc(p.networks, func(_ store.Key, is definition) bool { return is.round != p.round })
+	p.list, p.synced = nil, true
+}
+
+// All gives the pools; ok is false as long as the networks are not known.
+func (p *pools) All() (list []inventory.Pool, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.list == nil {
+		keys := slices.SortedFunc(maps.Keys(p.networks), func(a, b store.Key) int { return strings.Compare(a.String(), b.String()) })
+		var networks []ipam.Network
+		for _, key := range keys {
+			networks = append(networks, p.networks[key].networks...)
+		}
+		p.list = inventory.Pools(networks)
+	}
+	return p.list, p.synced
+}
+
+// UID gives that of a network's definition.
+func (p *pools) UID(key store.Key) types.UID {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.networks[key].uid
+}
+
+// counted is a pool and how full it is.
+type counted struct {
+	inventory.Pool
+	size, used, reserved, conflicts, free float64
+}
+
+// usage tells how full each pool is.
+func (s *state) usage() (out []counted) {
+	list, _ := s.ranges.All()
 	reserved := s.book.Reserved()
 	now := time.Now()
-	told := map[[2]string]bool{}
-	var out []metrics.Pool
-	for _, is := range list {
-		if told[[2]string{is.network, is.text}] { // a range that is asked for twice
-			continue
-		}
-		told[[2]string{is.network, is.text}] = true
-		usage := s.view.Usage(now, is.scope, is.spans)
-		one := metrics.Pool{Network: is.network, Range: is.text, Conflicts: float64(usage.Conflicts)}
-		for _, addr := range reserved[is.scope] {
-			for _, span := range is.spans {
-				if span.Contains(addr) {
-					one.Reserved++
-				}
+	for _, pool := range list {
+		spans := pool.Range.Usable()
+		usage := s.view.Usage(now, string(pool.Scope), spans)
+		one := counted{Pool: pool, size: usage.Size, conflicts: float64(usage.Conflicts)}
+		for _, addr := range reserved[string(pool.Scope)] {
+			if pool.Range.Contains(addr) {
+				one.reserved++
 			}
 		}
-		one.Used = max(0, float64(usage.Held)-one.Reserved)
-		one.Free = max(0, usage.Size-float64(usage.Held)-one.Conflicts)
+		one.used = max(0, float64(usage.Held)-one.reserved)
+		one.free = max(0, one.size-float64(usage.Held)-one.conflicts)
 		out = append(out, one)
 	}
 	return out
+}
+
+// measured is usage for metrics: of each network apart.
+func (s *state) measured() (out []metrics.Pool) {
+	told := map[[2]string]bool{}
+	for _, pool := range s.usage() {
+		text := rangeText(pool.Range)
+		for _, network := range pool.Networks {
+			if told[[2]string{network, text}] { // two that differ in their holes
+				continue
+			}
+			told[[2]string{network, text}] = true
+			out = append(out, metrics.Pool{
+				Network: network, Range: text, Used: pool.used, Reserved: pool.reserved, Conflicts: pool.conflicts, Free: pool.free,
+			})
+		}
+	}
+	return out
+}
+
+// rangeText is how metrics call a range: what it gives, or its subnet if that has
+// holes.
+func rangeText(r ipam.Range) string {
+	spans := r.Usable()
+	if len(spans) == 1 {
+		return spans[0].String()
+	}
+	return r.Subnet.String()
 }

@@ -69,8 +69,42 @@ const (
 	Free
 )
 
+// Reason is why an owner has its addresses still, or that nobody has them.
+type Reason string
+
+// Reasons.
+const (
+	// OwnerLives: it is there.
+	OwnerLives Reason = "owner-lives"
+	// WithNode: nothing tells whose the addresses are, and their node is there.
+	WithNode Reason = "with-node"
+	// Unanswered: the owner, or its node, could not be asked.
+	Unanswered Reason = "unanswered"
+	// Grace: the owner, or its node, is not gone for long enough.
+	Grace Reason = "grace"
+	// NodeSilent: the owner has ended, and its node was not heard from since.
+	NodeSilent Reason = "node-silent"
+	// NodeKeeps: the node looks after what may come back under the same name.
+	NodeKeeps Reason = "node-keeps"
+	// Nobody: they are free.
+	Nobody Reason = "nobody"
+)
+
 // Judge gives the verdict on an owner, and what to remember for the next look.
 func Judge(now time.Time, grace time.Duration, before Sight, facts Facts) (Sight, Verdict) {
+	after := see(now, before, facts)
+	switch reason, _ := Explain(now, grace, after, facts); reason {
+	case OwnerLives, WithNode:
+		return Sight{}, Keep
+	case Nobody:
+		return after, Free
+	default:
+		return after, Wait
+	}
+}
+
+// see adds a look to what earlier ones showed.
+func see(now time.Time, before Sight, facts Facts) Sight {
 	after := before
 	switch facts.Node {
 	case Gone:
@@ -81,21 +115,8 @@ func Judge(now time.Time, grace time.Duration, before Sight, facts Facts) (Sight
 		after.NodeGone = time.Time{}
 	case Unasked:
 	}
-	gone := facts.Node == Gone && now.Sub(after.NodeGone) >= grace
-	switch facts.Owner {
-	case Live:
-		return Sight{}, Keep
-	case Nameless:
-		if facts.Node == There {
-			return Sight{}, Keep
-		}
-		if gone {
-			return after, Free
-		}
-		return after, Wait
-	case Ended, Absent:
-	case Unknown:
-		return after, Wait
+	if facts.Owner != Ended && facts.Owner != Absent {
+		return after
 	}
 	if after.Since.IsZero() {
 		after.Since = now
@@ -103,11 +124,49 @@ func Judge(now time.Time, grace time.Duration, before Sight, facts Facts) (Sight
 	if after.Heard == "" {
 		after.Heard = facts.Heard
 	}
-	over := now.Sub(after.Since) >= grace
-	heard := facts.Node == There && facts.Heard != "" && facts.Heard != after.Heard
-	// A node that is there looks after what may come back under the same name.
-	if over && (gone || heard && facts.Owner == Ended) {
-		return after, Free
+	return after
+}
+
+// Explain says why an owner has its addresses still, from all looks with the last.
+// until is when that ends by itself, if it does at a known time.
+func Explain(now time.Time, grace time.Duration, sight Sight, facts Facts) (reason Reason, until time.Time) {
+	goneAt := sight.NodeGone.Add(grace)
+	gone := facts.Node == Gone && !now.Before(goneAt)
+	switch facts.Owner {
+	case Live:
+		return OwnerLives, time.Time{}
+	case Unknown:
+		return Unanswered, time.Time{}
+	case Nameless:
+		switch {
+		case facts.Node == There:
+			return WithNode, time.Time{}
+		case gone:
+			return Nobody, time.Time{}
+		case facts.Node == Gone:
+			return Grace, goneAt
+		}
+		return Unanswered, time.Time{}
+	case Ended, Absent:
 	}
-	return after, Wait
+	over := sight.Since.Add(grace)
+	heard := facts.Node == There && facts.Heard != "" && facts.Heard != sight.Heard
+	switch {
+	case now.Before(over):
+		if facts.Node == Gone && goneAt.After(over) {
+			over = goneAt
+		}
+		return Grace, over
+	case gone:
+		return Nobody, time.Time{}
+	case facts.Node == Gone:
+		return Grace, goneAt
+	case facts.Node == Unasked:
+		return Unanswered, time.Time{}
+	case facts.Owner == Absent: // a node that is there looks after what may come back under the same name
+		return NodeKeeps, time.Time{}
+	case heard:
+		return Nobody, time.Time{}
+	}
+	return NodeSilent, time.Time{}
 }

@@ -45,3 +45,38 @@ func TestJudge(t *testing.T) {
 		})
 	}
 }
+
+// TestExplain: what people are told of an owner that was seen to be gone at 0, and
+// its node, if it is gone, at 20.
+func TestExplain(t *testing.T) {
+	begin := time.Unix(0, 0)
+	at := func(seconds int) time.Time { return begin.Add(time.Duration(seconds) * time.Second) }
+	for name, tt := range map[string]struct {
+		now   int
+		facts Facts
+		want  Reason
+		until time.Time
+	}{
+		"live":                         {100, Facts{Live, There, "2"}, OwnerLives, time.Time{}},
+		"nameless":                     {100, Facts{Nameless, There, "2"}, WithNode, time.Time{}},
+		"nameless, its node just went": {40, Facts{Nameless, Gone, ""}, Grace, at(50)},
+		"nameless, its node is gone":   {50, Facts{Nameless, Gone, ""}, Nobody, time.Time{}},
+		"the owner is not asked":       {100, Facts{Unknown, There, "2"}, Unanswered, time.Time{}},
+		"the node is not asked":        {100, Facts{Ended, Unasked, ""}, Unanswered, time.Time{}},
+		"just ended":                   {29, Facts{Ended, There, "2"}, Grace, at(30)},
+		"just ended, the node went":    {29, Facts{Ended, Gone, ""}, Grace, at(50)},
+		"the node went later":          {49, Facts{Ended, Gone, ""}, Grace, at(50)},
+		"the node is gone":             {50, Facts{Ended, Gone, ""}, Nobody, time.Time{}},
+		"the node is silent":           {1000, Facts{Ended, There, "1"}, NodeSilent, time.Time{}},
+		"the node was heard":           {30, Facts{Ended, There, "2"}, Nobody, time.Time{}},
+		"absent":                       {1000, Facts{Absent, There, "2"}, NodeKeeps, time.Time{}},
+		"absent, the node is gone":     {50, Facts{Absent, Gone, ""}, Nobody, time.Time{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, until := Explain(at(tt.now), 30*time.Second, Sight{Since: begin, NodeGone: at(20), Heard: "1"}, tt.facts)
+			if got != tt.want || !until.Equal(tt.until) {
+				t.Errorf("got %s until %v, want %s until %v", got, until, tt.want, tt.until)
+			}
+		})
+	}
+}

@@ -91,9 +91,9 @@ func whyRefused(sets []Set, addr netip.Addr) (problem, remedy string) {
 			switch {
 			case addr == r.Gateway:
 				return "is the gateway of " + r.Subnet.String(), remedy
-			case !usable(r.Subnet).Contains(addr) && addr == r.Subnet.Addr():
+			case !Usable(r.Subnet).Contains(addr) && addr == r.Subnet.Addr():
 				return "is the network address of " + r.Subnet.String(), remedy
-			case !usable(r.Subnet).Contains(addr):
+			case !Usable(r.Subnet).Contains(addr):
 				return "is the broadcast address of " + r.Subnet.String(), remedy
 			}
 			for _, hole := range r.Exclude {

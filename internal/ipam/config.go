@@ -222,36 +222,58 @@ type Network struct {
 	Config Config
 }
 
+// Overlap is that two networks could give the same address twice.
+type Overlap struct {
+	A, B OverlapEnd
+	Err  *hint.Error
+}
+
+// OverlapEnd is one of the two.
+type OverlapEnd struct {
+	Network string
+	Scope   Scope
+	Range   Range
+}
+
 // OverlappingPools finds networks that could give the same address twice: they
 // share addresses and a network_name, and one of them does not look at the
 // other's (enable_overlapping_ranges false). The error names both.
 func OverlappingPools(networks []Network) error {
 	var errs []error
-	for i, n := range networks {
-		for _, o := range networks[:i] {
-			if n.Config.StaticScope == o.Config.StaticScope {
-				errs = append(errs, n.overlaps(o))
-			}
-		}
+	for _, overlap := range Overlaps(networks) {
+		errs = append(errs, overlap.Err)
 	}
 	return errors.Join(errs...)
 }
 
-func (n Network) overlaps(o Network) error {
+// Overlaps is OverlappingPools, one by one.
+func Overlaps(networks []Network) (all []Overlap) {
+	for i, n := range networks {
+		for _, o := range networks[:i] {
+			if n.Config.StaticScope != o.Config.StaticScope {
+				continue
+			}
+			all = append(all, n.overlaps(o)...)
+		}
+	}
+	return all
+}
+
+func (n Network) overlaps(o Network) (all []Overlap) {
 	for _, set := range n.Config.Sets {
 		for _, other := range o.Config.Sets {
 			a, b := other.Ranges[0], set.Ranges[0]
 			if set.Scope == other.Scope || !a.shares(b) {
 				continue
 			}
-			return &hint.Error{
+			all = append(all, Overlap{OverlapEnd{o.Name, other.Scope, a}, OverlapEnd{n.Name, set.Scope, b}, &hint.Error{
 				Field: n.Name + ": " + b.Field, Value: b.String(),
 				Problem: fmt.Sprintf("overlaps %s of network %s, and one of the two has enable_overlapping_ranges off, so an address could be given twice", a, o.Name),
 				Remedy:  "make the ranges disjoint, turn enable_overlapping_ranges on for both, or give each a network_name if they are different networks",
-			}
+			}})
 		}
 	}
-	return nil
+	return all
 }
 
 func overlapError(field string, a, b Range) error {

@@ -146,7 +146,7 @@ func boundary(field, text string, subnet netip.Prefix, absent netip.Addr) (netip
 	if !subnet.Contains(a) {
 		return a, &hint.Error{
 			Field: field, Value: text, Problem: "is not in " + subnet.String(),
-			Remedy: fmt.Sprintf("choose an address from %s", usable(subnet)),
+			Remedy: fmt.Sprintf("choose an address from %s", Usable(subnet)),
 		}
 	}
 	return a, nil

@@ -59,12 +59,12 @@ func lastOf(p netip.Prefix) netip.Addr {
 	return last
 }
 
-// usable gives the addresses of a subnet that hosts may have. IPv4 subnets up
+// Usable gives the addresses of a subnet that hosts may have. IPv4 subnets up
 // to /30 lose the network and the broadcast address (RFC 1122, 3.2.1.3), /31
 // keeps both (RFC 3021). IPv6 subnets up to /126 lose the first address, which
 // is the subnet-router anycast address (RFC 4291, 2.6.1), /127 keeps both
 // (RFC 6164).
-func usable(p netip.Prefix) Span {
+func Usable(p netip.Prefix) Span {
 	whole := spanOf(p)
 	host := p.Addr().BitLen() - p.Bits()
 	if host < 2 {
@@ -136,7 +136,7 @@ var mapped = Span{First: netip.MustParseAddr("::ffff:0.0.0.0"), Last: netip.Must
 
 // newRange computes what may be given of r.
 func newRange(r Range) Range {
-	bounds, whole := r.Bounds, usable(r.Subnet)
+	bounds, whole := r.Bounds, Usable(r.Subnet)
 	if bounds.First.Less(whole.First) {
 		bounds.First = whole.First
 	}
@@ -187,7 +187,7 @@ func (r Range) shares(o Range) bool {
 
 // String gives the bounds and the subnet they are in.
 func (r Range) String() string {
-	if r.Bounds == spanOf(r.Subnet) || r.Bounds == usable(r.Subnet) {
+	if r.Bounds == spanOf(r.Subnet) || r.Bounds == Usable(r.Subnet) {
 		return r.Subnet.String()
 	}
 	return fmt.Sprintf("%s-%s of %s", r.Bounds.First, r.Bounds.Last, r.Subnet)

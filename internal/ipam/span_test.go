@@ -68,7 +68,7 @@ func TestUsableIsWhatHostsMayHave(t *testing.T) {
 		{"8000::/1", "8000::1-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"},
 		{"::/126", "::1-::3"},
 	} {
-		if got := usable(netip.MustParsePrefix(c.subnet)).String(); got != c.want {
+		if got := Usable(netip.MustParsePrefix(c.subnet)).String(); got != c.want {
 			t.Errorf("usable(%s) = %s, want %s", c.subnet, got, c.want)
 		}
 	}

@@ -23,12 +23,14 @@ import (
 // that both see the same lock. It knows no name for addresses that begin with
 // "::", to which we give a zero in front. Two addresses may share a name (network_name
 // fd00 and 1::2, none and fd00:1::2); of those only one can be held.
-func Name(scope ipam.Scope, addr netip.Addr) string {
+func Name(scope ipam.Scope, addr netip.Addr) string { return named(scope, text(addr.String())) }
+
+// named puts a scope before a name.
+func named(scope ipam.Scope, name string) string {
 	network, pool, ok := ipam.ParseWhereaboutsScope(scope)
 	if !ok {
 		network = strings.ReplaceAll(string(scope), ":", ".")
 	}
-	name := text(addr.String())
 	if pool.IsValid() {
 		name = text(pool.String()) + "." + name
 	}

@@ -1,0 +1,79 @@
+package inventory
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/weftnet/weft/api/v1alpha1"
+	"github.com/weftnet/weft/internal/ipam"
+)
+
+// Holding is an address that somebody holds.
+type Holding struct {
+	Address netip.Addr `json:"address"`
+	// Scope is where it is held once, Pool the subnet it was taken from.
+	Scope string `json:"scope"`
+	Pool  string `json:"pool,omitempty"`
+	// Network, Interface and Sandbox have it; the last two are empty if only the owner
+	// keeps it.
+	Network   string              `json:"network,omitempty"`
+	Interface string              `json:"interface,omitempty"`
+	Sandbox   string              `json:"sandbox,omitempty"`
+	Node      string              `json:"node,omitempty"`
+	Owner     v1alpha1.LeaseOwner `json:"owner"`
+	// Since is when it was taken; zero: that is not known.
+	Since time.Time `json:"since,omitzero"`
+	// Lease is the name of its AddressLease; empty on one machine.
+	Lease string `json:"lease,omitempty"`
+	// State is how far its attachment is, where that is known.
+	State string `json:"state,omitempty"`
+}
+
+// Reserved says that nobody has the address at the moment.
+func (h Holding) Reserved() bool { return h.Sandbox == "" }
+
+// OwnerName is what people call whose an address is.
+func (h Holding) OwnerName() string { return OwnerName(h.Owner) }
+
+// OwnerName is what people call an owner.
+func OwnerName(o v1alpha1.LeaseOwner) string {
+	name := o.Name
+	if o.Namespace != "" {
+		name = o.Namespace + "/" + o.Name
+	}
+	return strings.TrimSpace(o.Kind + " " + name)
+}
+
+// SortHoldings sorts by address, then scope.
+func SortHoldings(list []Holding) {
+	slices.SortFunc(list, func(a, b Holding) int {
+		if c := a.Address.Compare(b.Address); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Scope, b.Scope)
+	})
+}
+
+// PoolUsage is a pool, and how full it is.
+type PoolUsage struct {
+	Pool
+	ipam.Usage
+	// Conflicts are in use by a stranger, as the controller has it.
+	Conflicts int64
+}
+
+// UsageOf counts what is held of each pool.
+func UsageOf(pools []Pool, held []Holding) []PoolUsage {
+	byScope := map[string][]ipam.Held{}
+	for _, is := range held {
+		byScope[is.Scope] = append(byScope[is.Scope], ipam.Held{Addr: is.Address, Reserved: is.Reserved()})
+	}
+	out := make([]PoolUsage, 0, len(pools))
+	for _, pool := range pools {
+		usage := ipam.UsageOf([]ipam.Range{pool.Range}, byScope[string(pool.Scope)])
+		out = append(out, PoolUsage{Pool: pool, Usage: usage})
+	}
+	return out
+}
