@@ -1,6 +1,8 @@
 package netattach
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 )
@@ -51,6 +53,22 @@ type Condition struct {
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 	// LastTransitionTime in the form of RFC 3339.
 	LastTransitionTime string `json:"lastTransitionTime"`
+}
+
+// nameMost is how long the name of an object may be (DNS-1123 subdomain, RFC 1123).
+const nameMost = 253
+
+// ClaimOfVM is the name of the claim that keeps the addresses of a VM's NIC, by the
+// interface that the launcher Pod has for it. KubeVirt hashes the name of the network
+// into that, so that names Kubernetes does not allow (a_b) neither fail nor meet those
+// of others (a.b), and it has no dot, so that two VMs never meet.
+func ClaimOfVM(vm, ifName string) string {
+	name := vm + "." + ifName
+	if len(name) <= nameMost {
+		return name
+	}
+	sum := sha256.Sum256([]byte(name))
+	return "x" + hex.EncodeToString(sum[:16]) + "." + ifName
 }
 
 // ClaimFromObject reads an IPAMClaim from a decoded document.

@@ -31,12 +31,30 @@ type AddressLeaseSpec struct {
 	Scope string `json:"scope"`
 	Pool  string `json:"pool,omitempty"`
 	// Network is the NetworkAttachmentDefinition, Interface and Sandbox have the
-	// address; they are empty if only the owner keeps it.
+	// address, and Node gives it back; they are empty if it is a claim's, whose Holders
+	// have it.
 	Network   string     `json:"network,omitempty"`
 	Interface string     `json:"interface,omitempty"`
 	Sandbox   string     `json:"sandbox,omitempty"`
-	Node      string     `json:"node"`
+	Node      string     `json:"node,omitempty"`
 	Owner     LeaseOwner `json:"owner"`
+	// Of is how many addresses a claim gets together.
+	Of int `json:"of,omitempty"`
+	// Holders are the Pods that have the address of a claim, in the order in which
+	// they came: several while a VM migrates.
+	Holders []LeaseHolder `json:"holders,omitempty"`
+}
+
+// LeaseHolder is a Pod that has the address of a claim. A sandbox that ends takes its
+// own entry away, which is not that of the Pod's next sandbox.
+type LeaseHolder struct {
+	Pod    string    `json:"pod,omitempty"`
+	PodUID types.UID `json:"podUID,omitempty"`
+	// VM is the machine whose launcher the Pod is.
+	VM        string `json:"vm,omitempty"`
+	Node      string `json:"node"`
+	Sandbox   string `json:"sandbox"`
+	Interface string `json:"interface,omitempty"`
 }
 
 // LeaseOwner is whose an address is.
@@ -78,9 +96,11 @@ func LeaseFromObject(obj *unstructured.Unstructured) (*AddressLease, error) {
 
 // Object gives the lease as a document.
 func (l *AddressLease) Object() *unstructured.Unstructured {
-	spec := map[string]any{"ip": l.Spec.IP.String(), "scope": l.Spec.Scope, "node": l.Spec.Node}
+	spec := map[string]any{"ip": l.Spec.IP.String(), "scope": l.Spec.Scope}
 	owner := map[string]any{"kind": l.Spec.Owner.Kind}
-	for key, value := range map[string]string{"pool": l.Spec.Pool, "network": l.Spec.Network, "interface": l.Spec.Interface, "sandbox": l.Spec.Sandbox} {
+	for key, value := range map[string]string{
+		"pool": l.Spec.Pool, "network": l.Spec.Network, "interface": l.Spec.Interface, "sandbox": l.Spec.Sandbox, "node": l.Spec.Node,
+	} {
 		if value != "" {
 			spec[key] = value
 		}
@@ -91,9 +111,32 @@ func (l *AddressLease) Object() *unstructured.Unstructured {
 		}
 	}
 	spec["owner"] = owner
+	if l.Spec.Of > 0 {
+		spec["of"] = int64(l.Spec.Of)
+	}
+	if len(l.Spec.Holders) > 0 {
+		spec["holders"] = HolderList(l.Spec.Holders)
+	}
 	obj := &unstructured.Unstructured{Object: map[string]any{"spec": spec}}
 	obj.SetGroupVersionKind(AddressLeaseKind)
 	obj.SetName(l.Name)
 	obj.SetLabels(l.Labels)
 	return obj
+}
+
+// HolderList gives holders as a part of a document.
+func HolderList(holders []LeaseHolder) []any {
+	list := []any{}
+	for _, h := range holders {
+		fields := map[string]any{}
+		for key, value := range map[string]string{
+			"pod": h.Pod, "podUID": string(h.PodUID), "vm": h.VM, "node": h.Node, "sandbox": h.Sandbox, "interface": h.Interface,
+		} {
+			if value != "" {
+				fields[key] = value
+			}
+		}
+		list = append(list, fields)
+	}
+	return list
 }

@@ -41,7 +41,15 @@ func (n *Node) keepersOf() []*keeper {
 			return identity.Spec.Leases, nil
 		},
 	}
-	claims := &keeper{kind: networks.ClaimKind, owner: ipam.ClaimOwner, parse: ipam.ParseClaimOwner, leases: claimLeases}
+	claims := &keeper{
+		kind:  networks.ClaimKind,
+		owner: func(namespace, name string) ipam.Owner { return ipam.ClaimOwner(namespace, name, "") },
+		parse: func(owner ipam.Owner) (namespace, name string, ok bool) {
+			namespace, name, _, ok = ipam.ParseClaimOwner(owner)
+			return namespace, name, ok
+		},
+		leases: claimLeases,
+	}
 	for _, k := range []*keeper{nics, claims} {
 		k.loop = reconcile.NewLoop("addresses of "+k.kind.Kind, 1, n.cfg.Log, func(ctx context.Context, key store.Key) (time.Duration, error) {
 			return n.trim(ctx, k, key)

@@ -83,6 +83,9 @@ func (t *attaching) newRecord(d Delegate) *record.Attachment {
 	if d.Foreign() {
 		rec.Kind = record.Foreign
 	}
+	if d.Claim != nil {
+		rec.Claim, rec.ClaimOwner = d.Claim.Name, string(t.addressOwner(&d))
+	}
 	if rec.NativeMain {
 		rec.Alias = t.attachmentAlias(t.box.ID, d.Interface)
 		rec.Plan.Alias = rec.Alias
@@ -97,6 +100,9 @@ func (t *attaching) run(ctx context.Context) error {
 	t.claims.introduce(t.box.ID, t.box.Pod)
 	allocated := measure(t.Observe, "ADD", "", "allocate")
 	if err := t.chooseLeases(ctx); err != nil {
+		return err
+	}
+	if err := t.settleClaims(ctx); err != nil {
 		return err
 	}
 	if err := t.announce(); err != nil {
@@ -357,11 +363,18 @@ func rolledBack(err error) error {
 }
 
 // giveBack releases the addresses that were taken for attachments that did not
-// come about: those of a claim too, if it had not held them before.
+// come about: those of a claim too, if it had not held them before. In the cluster
+// a claim keeps them.
 func (t *attaching) giveBack(ctx context.Context) {
 	for _, w := range t.work {
 		if t.box.Find(w.Interface) == w.rec {
 			continue // it resists, and its record holds them
+		}
+		if w.rec.Leased && w.Claim != nil {
+			if err := t.Leases.Leave(ctx, t.box.ID, leasesOf(w.rec)...); err != nil {
+				t.Log.Error("addresses of a claim could not be left", "sandbox", t.box.ID, "err", err)
+			}
+			continue
 		}
 		for _, l := range w.rec.Leases {
 			lease := ipam.Lease{Scope: ipam.Scope(l.Scope), Addr: l.Addr, Owner: ipam.Owner(l.Owner)}

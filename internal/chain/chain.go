@@ -47,12 +47,6 @@ type Networks interface {
 	Namespaces(ctx context.Context, name string) ([]string, error)
 }
 
-// Claims looks IPAMClaims up.
-type Claims interface {
-	// Exists says whether there is such a claim that is not being deleted.
-	Exists(ctx context.Context, namespace, name string) (bool, error)
-}
-
 // DefaultNetwork is what a sandbox gets as its first interface. The zero value:
 // nothing.
 type DefaultNetwork struct {
@@ -78,8 +72,8 @@ type Options struct {
 	// Leases gives addresses that are unique in the cluster; optional.
 	Leases   Leases
 	Networks Networks
-	// Claims is asked for the IPAMClaims that annotations name; optional: every
-	// one counts as existing.
+	// Claims is asked for the IPAMClaims that annotations name, and those of VMs;
+	// optional: every one that is named counts as existing, and VMs have none.
 	Claims Claims
 	// Devices is asked for the devices of Pods; optional: networks that name a
 	// resource are attached without a device.
@@ -308,7 +302,7 @@ func (e *Engine) Add(ctx context.Context, req Request) (*record.Sandbox, error) 
 	if err != nil {
 		return nil, err
 	}
-	box = &record.Sandbox{ID: req.ID, NetNS: req.NetNS, Pod: req.Pod, BootID: e.BootID, Durable: req.Durable, Isolation: req.Isolation, ConfDir: req.ConfDir}
+	box = &record.Sandbox{ID: req.ID, NetNS: req.NetNS, Pod: req.Pod, VM: req.vm(), BootID: e.BootID, Durable: req.Durable, Isolation: req.Isolation, ConfDir: req.ConfDir}
 	if len(delegates) == 0 {
 		return box, nil // nothing to remember
 	}

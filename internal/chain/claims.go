@@ -78,7 +78,7 @@ func (c *claims) nameOf(id string) string {
 
 // holderName is what people call the owner of an address.
 func (c *claims) holderName(owner ipam.Owner) string {
-	if namespace, name, ok := ipam.ParseClaimOwner(owner); ok {
+	if namespace, name, _, ok := ipam.ParseClaimOwner(owner); ok {
 		return "IPAMClaim " + namespace + "/" + name
 	}
 	if namespace, name, ok := ipam.ParseNICOwner(owner); ok {

@@ -46,9 +46,6 @@ func (e *Engine) Attach(ctx context.Context, id string, selection netattach.Sele
 			return nil, err
 		}
 	}
-	if err := e.claimsExist(ctx, box.Pod.Namespace, []netattach.Selection{selection}); err != nil {
-		return nil, err
-	}
 	q := Question{
 		Sandbox: id, Pod: box.Pod, Selections: []netattach.Selection{selection}, First: freeNumber(box),
 		Present: box.Attachments, Kinds: e.Kinds, FlatFile: readFlatFile, DeviceFiles: e.deviceFiles, parsed: e.parsed,
@@ -59,7 +56,7 @@ func (e *Engine) Attach(ctx context.Context, id string, selection netattach.Sele
 	if err := e.lookUpDevices(ctx, &q); err != nil {
 		return nil, err
 	}
-	delegates, err := e.answer(ctx, q)
+	delegates, err := e.answer(ctx, q, box.VM)
 	if err != nil {
 		return nil, err
 	}

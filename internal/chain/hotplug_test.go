@@ -240,10 +240,18 @@ func TestRefusals(t *testing.T) {
 // someClaims are those that exist; asking for another node's is an error.
 type someClaims map[string]error
 
-func (c someClaims) Exists(_ context.Context, namespace, name string) (bool, error) {
-	err, there := c[namespace+"/"+name]
-	return there, err
+func (c someClaims) Claim(_ context.Context, namespace, name string) (*netattach.IPAMClaim, error) {
+	if _, there := c[namespace+"/"+name]; !there {
+		return nil, nil
+	}
+	return &netattach.IPAMClaim{Namespace: namespace, Name: name}, nil
 }
+
+func (c someClaims) Settle(_ context.Context, claim *netattach.IPAMClaim) error {
+	return c[claim.Namespace+"/"+claim.Name]
+}
+
+func (someClaims) Refused(*netattach.IPAMClaim, string, error) {}
 
 // TestClaimOfHotplug: a network that is plugged in goes by the same rules as one
 // that is there from the start.
@@ -269,7 +277,7 @@ func TestClaimOfHotplug(t *testing.T) {
 	if err := attach("mine"); err != nil {
 		t.Error(err)
 	}
-	held, err := w.memory.Held(t.Context(), ipam.ClaimOwner("demo", "mine"))
+	held, err := w.memory.Held(t.Context(), ipam.ClaimOwner("demo", "mine", ""))
 	if err != nil || len(held) != 1 {
 		t.Errorf("held: %v, %v", held, err)
 	}
@@ -295,7 +303,7 @@ func TestClaim(t *testing.T) {
 	w.same("the claim's again", w.addrs(w.pod("c"), "net1"), []string{"10.22.0.2/24"})
 	// A claim that got nowhere keeps nothing it had not before.
 	w.refused("d", `[{"name":"plain","ipam-claim-reference":"new"},{"name":"full"},{"name":"full"},{"name":"full"}]`, "are held")
-	held, err := w.memory.Held(t.Context(), ipam.ClaimOwner("demo", "new"))
+	held, err := w.memory.Held(t.Context(), ipam.ClaimOwner("demo", "new", ""))
 	if err != nil || len(held) > 0 {
 		t.Errorf("held: %v, %v", held, err)
 	}

@@ -49,7 +49,7 @@ func (t *attaching) keep(ctx context.Context) error {
 		return nil
 	}
 	for _, w := range t.work {
-		if len(w.rec.Leases) == 0 || w.owner == ipam.AttachmentOwner(t.box.ID, string(w.Interface)) {
+		if w.rec.Leased || len(w.rec.Leases) == 0 || w.owner == ipam.AttachmentOwner(t.box.ID, string(w.Interface)) {
 			continue
 		}
 		if err := t.step("keep"); err != nil {
@@ -146,8 +146,8 @@ func (t *attaching) refuseShared(w *attachment) error {
 		return nil
 	}
 	h := &hint.Error{Field: "addresses", Value: string(w.owner), Problem: "are in use by " + where, Remedy: "delete what uses them first"}
-	if s := w.Selection; s != nil && s.IPAMClaimReference != "" {
-		h.Field, h.Value, h.Problem = s.Field+".ipam-claim-reference", s.IPAMClaimReference, "is in use by "+where
+	if s := w.Selection; s != nil && w.Claim != nil {
+		h.Field, h.Value, h.Problem = s.Field+".ipam-claim-reference", w.Claim.Name, "is in use by "+where
 		h.Remedy = "give each interface a claim of its own, or delete what uses this one first"
 	}
 	return h

@@ -24,6 +24,11 @@ type Leases interface {
 	// End gives back all that owners hold, whose attachments are no more. The owner of
 	// an attachment without an interface is all of its sandbox.
 	End(ctx context.Context, owners ...ipam.Owner) error
+	// Claimed lists what an IPAMClaim has in the cluster. Leave tells that a sandbox does
+	// not have these addresses of one any more, and LeaveAll any of them.
+	Claimed(ctx context.Context, owner ipam.Owner) ([]ipam.Lease, error)
+	Leave(ctx context.Context, sandbox string, leases ...ipam.Lease) error
+	LeaveAll(ctx context.Context, sandbox string, owner ipam.Owner) error
 }
 
 // foreignIPAM gives the function that says whether the plugin of a type of IPAM is
@@ -62,23 +67,11 @@ func (e *Engine) serves(ctx context.Context, plugin bool) (bool, error) {
 func (t *attaching) chooseLeases(ctx context.Context) error {
 	var errs []error
 	for _, w := range t.work {
-		if w.Native == nil || w.IPAM != "" || !t.Cluster {
-			continue
-		}
-		config := w.Native.IPAM()
-		if !config.ClusterWide {
-			continue
-		}
-		installed := false // a plugin that gives what is unique in the cluster
-		if ipam.ClusterWide(config.Type) {
-			_, err := t.runner.find(call{plugin: config.Type})
-			installed = err == nil
-		}
 		var err error
-		if w.rec.Leased, err = t.serves(ctx, installed); err != nil {
+		if w.rec.Leased, err = t.leased(ctx, &w.Delegate); err != nil {
 			return err
 		}
-		if !w.rec.Leased && !ipam.ClusterWide(config.Type) {
+		if !w.rec.Leased && t.clusterWide(&w.Delegate) && !ipam.ClusterWide(w.Native.IPAM().Type) {
 			errs = append(errs, blame(&w.Delegate, &hint.Error{
 				Field: "ipam.clusterWide", Problem: "the cluster has no kind AddressLease to hold the addresses",
 				Remedy: "install weft's CustomResourceDefinition, which deploy/weft.yaml has, or leave clusterWide out",
@@ -86,6 +79,25 @@ func (t *attaching) chooseLeases(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// clusterWide says whether the addresses of an attachment are to be unique in the
+// cluster, and weft gives them.
+func (e *Engine) clusterWide(d *Delegate) bool {
+	return e.Cluster && d.Native != nil && d.IPAM == "" && d.Native.IPAM().ClusterWide
+}
+
+// leased says whether the addresses of an attachment are leases.
+func (e *Engine) leased(ctx context.Context, d *Delegate) (bool, error) {
+	if !e.clusterWide(d) {
+		return false, nil
+	}
+	installed := false // a plugin that gives what is unique in the cluster
+	if ipamType := d.Native.IPAM().Type; ipam.ClusterWide(ipamType) {
+		_, err := e.runner.find(call{plugin: ipamType})
+		installed = err == nil
+	}
+	return e.serves(ctx, installed)
 }
 
 // announce writes down that the sandbox may take leases from here on, before it
@@ -175,7 +187,7 @@ func (u *undoing) endLeases(ctx context.Context, list []*record.Attachment) {
 	if u.Leases == nil {
 		err = &hint.Error{Field: "addresses", Problem: "are held in the cluster, by weft's agent of this node", Remedy: "start the agent, and try again"}
 	} else {
-		err = u.Leases.End(ctx, owners...)
+		err = errors.Join(u.Leases.End(ctx, owners...), u.leaveClaims(ctx, leased))
 	}
 	if err != nil {
 		for _, a := range leased {

@@ -30,7 +30,7 @@ func (e *Engine) resolve(ctx context.Context, req Request) ([]Delegate, error) {
 	if err := isolated(req.Isolation, req.Pod.Namespace, all); err != nil {
 		return nil, err
 	}
-	if err := e.claimsExist(ctx, req.Pod.Namespace, networks); err != nil {
+	if err := ofPrimary(chosen); err != nil {
 		return nil, err
 	}
 	q := Question{
@@ -49,18 +49,21 @@ func (e *Engine) resolve(ctx context.Context, req Request) ([]Delegate, error) {
 	if err := e.lookUpDevices(ctx, &q); err != nil {
 		return nil, err
 	}
-	return e.answer(ctx, q)
+	return e.answer(ctx, q, req.vm())
 }
 
-// answer is Resolve, with what this engine says of types of IPAM.
-func (e *Engine) answer(ctx context.Context, q Question) ([]Delegate, error) {
+// answer is Resolve, with what this engine says of types of IPAM, and of claims.
+func (e *Engine) answer(ctx context.Context, q Question, vm string) ([]Delegate, error) {
 	var failed func() error
 	q.ForeignIPAM, failed = e.foreignIPAM(ctx)
 	delegates, err := Resolve(q)
 	if problem := failed(); problem != nil {
 		return nil, problem
 	}
-	return delegates, err
+	if err != nil {
+		return nil, err
+	}
+	return delegates, e.claim(ctx, q.Pod.Namespace, vm, delegates)
 }
 
 // defaultNetwork finds the config of the default network: the Pod's own choice,
@@ -191,24 +194,4 @@ func (e *Engine) lookUp(ctx context.Context, q *Question, confDir string) error 
 		}
 	}
 	return nil
-}
-
-// claimsExist refuses references to claims that do not exist: nobody would say
-// when their addresses come free.
-func (e *Engine) claimsExist(ctx context.Context, namespace string, networks []netattach.Selection) error {
-	var errs []error
-	for _, s := range networks {
-		if s.IPAMClaimReference == "" || e.Claims == nil {
-			continue
-		}
-		exists, err := e.Claims.Exists(ctx, namespace, s.IPAMClaimReference)
-		if err == nil && !exists {
-			err = &hint.Error{
-				Field: s.Field + ".ipam-claim-reference", Value: s.IPAMClaimReference, Problem: "there is no IPAMClaim " + namespace + "/" + s.IPAMClaimReference,
-				Remedy: "create it (k8s.cni.cncf.io/v1alpha1), or drop the reference",
-			}
-		}
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
 }

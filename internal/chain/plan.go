@@ -85,8 +85,8 @@ func (t *attaching) allocateAll(ctx context.Context) error {
 // addressOwner says whose the addresses of an attachment are: a claim's that
 // outlives it, or its own.
 func (t *attaching) addressOwner(d *Delegate) ipam.Owner {
-	if s := d.Selection; s != nil && s.IPAMClaimReference != "" {
-		return ipam.ClaimOwner(t.box.Pod.Namespace, s.IPAMClaimReference)
+	if c := d.Claim; c != nil {
+		return ipam.ClaimOwner(c.Namespace, c.Name, c.UID)
 	}
 	if owner, ok := t.owners[d.Interface]; ok {
 		return owner
@@ -103,11 +103,17 @@ func (t *attaching) allocate(ctx context.Context, w *attachment, alloc *ipam.All
 	if w.heldBefore, err = t.Addresses.Held(ctx, w.owner); err != nil {
 		return fmt.Errorf("list addresses of %s: %w", w.owner, err)
 	}
+	if w.Claim != nil {
+		if config, err = t.withClaim(ctx, w, config); err != nil {
+			return err
+		}
+	}
 	got, err := alloc.Allocate(ctx, config, w.owner)
 	if taken, ok := errors.AsType[*ipam.TakenError](err); ok && taken.HolderName == "" {
 		taken.HolderName = t.claims.holderName(taken.Holder)
 	}
 	if err != nil {
+		t.tellClaim(w, err)
 		return err
 	}
 	held, err := t.Addresses.Held(ctx, w.owner)

@@ -96,6 +96,8 @@ type Delegate struct {
 	Native kind.Conf
 	// IPAM is the foreign IPAM plugin of a native first plugin; empty: none.
 	IPAM string
+	// Claim is whose the addresses are; nil: the attachment's own.
+	Claim *netattach.IPAMClaim
 }
 
 // Foreign says whether a binary takes part.

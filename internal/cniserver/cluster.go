@@ -180,12 +180,16 @@ func (c *cluster) Namespaces(ctx context.Context, name string) ([]string, error)
 	return namespaces, nil
 }
 
-// Exists refuses: nobody would keep the addresses of a claim when its Pod ends.
-func (c *cluster) Exists(_ context.Context, namespace, name string) (bool, error) {
-	return false, &hint.Error{
+// Claim refuses: nobody would keep the addresses of a claim when its Pod ends.
+func (c *cluster) Claim(_ context.Context, namespace, name string) (*netattach.IPAMClaim, error) {
+	return nil, &hint.Error{
 		Field: "ipam-claim-reference", Value: namespace + "/" + name, Problem: "cannot be kept by the thin plugin", Remedy: "run the node agent, or drop the reference",
 	}
 }
+
+// Settle and Refused are of claims that there are none of here.
+func (*cluster) Settle(context.Context, *netattach.IPAMClaim) error { return nil }
+func (*cluster) Refused(*netattach.IPAMClaim, string, error)        {}
 
 // writeStatus tells in the Pod's network-status what it has. That it could not
 // is no reason to fail a Pod that works.

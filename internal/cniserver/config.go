@@ -239,7 +239,7 @@ func cniError(err error) (code uint) {
 	switch {
 	case errors.Is(err, chain.ErrUnknownNetwork):
 		return types.ErrInvalidNetworkConfig
-	case errors.Is(err, ErrTryAgain), errors.Is(err, device.ErrNotYet), errors.Is(err, ipam.ErrUnanswered):
+	case errors.Is(err, ErrTryAgain), errors.Is(err, device.ErrNotYet), errors.Is(err, ipam.ErrUnanswered), errors.Is(err, chain.ErrNoClaim):
 		return types.ErrTryAgainLater
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EROFS):
 		return types.ErrIOFailure

@@ -84,6 +84,25 @@ func (l agentLeases) End(ctx context.Context, owners ...ipam.Owner) error {
 	return errors.Join(errs...)
 }
 
+// Claimed is not asked for: nothing is served.
+func (l agentLeases) Claimed(context.Context, ipam.Owner) ([]ipam.Lease, error) { return nil, nil }
+
+// Leave leaves for the agent that a sandbox does not have addresses of a claim any more.
+func (l agentLeases) Leave(_ context.Context, sandbox string, leases ...ipam.Lease) error {
+	var list []record.Lease
+	for _, lease := range leases {
+		list = append(list, record.Lease{Scope: string(lease.Scope), Addr: lease.Addr, Owner: record.Leaving(sandbox, string(lease.Owner))})
+	}
+	kept, err := record.OpenKept(l.dir)
+	if err != nil {
+		return err
+	}
+	return kept.Save(record.Leaving(sandbox, ""), list)
+}
+
+// LeaveAll knows of none: the controller finds it by its Pod.
+func (l agentLeases) LeaveAll(context.Context, string, ipam.Owner) error { return nil }
+
 // leases gives those of a process without an agent.
 func (d Direct) leases(memory *ipam.Memory) agentLeases {
 	return agentLeases{filepath.Join(d.State, LeaseDir), d.API, memory}

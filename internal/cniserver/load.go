@@ -112,7 +112,7 @@ func Cause(err error) string {
 		return "disk"
 	case is(chain.ErrChanged):
 		return "changed"
-	case is(ErrTryAgain, device.ErrNotYet, ipam.ErrUnanswered):
+	case is(ErrTryAgain, device.ErrNotYet, ipam.ErrUnanswered, chain.ErrNoClaim):
 		return "not-ready"
 	case is(context.DeadlineExceeded, context.Canceled):
 		return "timeout"

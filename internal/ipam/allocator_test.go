@@ -166,7 +166,7 @@ func TestRefused(t *testing.T) {
 }
 
 func TestClaimKeepsItsAddressAndMovesOnRequest(t *testing.T) {
-	ctx, owner := context.Background(), ClaimOwner("default", "vm.blue")
+	ctx, owner := context.Background(), ClaimOwner("default", "vm.blue", "uid")
 	allocator, memory := newAllocator()
 	first := mustParse(t, `{"type": "host-local", "subnet": "10.0.0.0/24"}`)
 	allocate := func(config Config, want string) {

@@ -74,8 +74,14 @@ type Owner string
 // AttachmentOwner is the owner of what one sandbox has on one interface.
 func AttachmentOwner(sandbox, ifName string) Owner { return Owner(sandbox + "/" + ifName) }
 
-// ClaimOwner is the owner of what belongs to an IPAMClaim.
-func ClaimOwner(namespace, name string) Owner { return Owner(claimPrefix + namespace + "/" + name) }
+// ClaimOwner is the owner of what belongs to an IPAMClaim. One that is deleted and
+// made again has another uid; empty: it is known by its name.
+func ClaimOwner(namespace, name, uid string) Owner {
+	if uid == "" {
+		return Owner(claimPrefix + namespace + "/" + name)
+	}
+	return Owner(claimPrefix + namespace + "/" + name + "/" + uid)
+}
 
 const (
 	claimPrefix = "claim:"
@@ -87,7 +93,11 @@ const (
 func NICOwner(namespace, name string) Owner { return Owner(nicPrefix + namespace + "/" + name) }
 
 // ParseClaimOwner is the inverse of ClaimOwner, ok is false for another's owner.
-func ParseClaimOwner(owner Owner) (namespace, name string, ok bool) { return parse(owner, claimPrefix) }
+func ParseClaimOwner(owner Owner) (namespace, name, uid string, ok bool) {
+	namespace, name, ok = parse(owner, claimPrefix)
+	name, uid, _ = strings.Cut(name, "/")
+	return namespace, name, uid, ok
+}
 
 // ParseNICOwner is the inverse of NICOwner, ok is false for another's owner.
 func ParseNICOwner(owner Owner) (namespace, name string, ok bool) { return parse(owner, nicPrefix) }

@@ -40,6 +40,7 @@ type rawDNS struct {
 var commonKeys = []string{
 	"cniVersion", "name", "type", "ipam", "dns", "args", "runtimeConfig", "capabilities", "prevResult",
 	"cni.dev/valid-attachments", "cni.dev/attachments", "disableCheck",
+	"allowPersistentIPs", // of VMs: chain and cluster read it
 }
 
 // parsed is what the configs of all kinds have in common after parsing.

@@ -95,6 +95,8 @@ type Store struct {
 	// walks are where to look next in each range, and looks when it was looked at.
 	walks map[walkKey]uint64
 	looks map[walkKey]time.Time
+	// leaves are sandboxes to be taken off the holders of claims' addresses.
+	leaves map[leaving]bool
 }
 
 var _ ipam.Store = (*Store)(nil)
@@ -138,12 +140,16 @@ func New(options Options) (*Store, error) {
 		Options: options, memory: ipam.NewMemory(), kept: kept, wake: make(chan struct{}, 1), jitter: rand.N(listEvery / 2), //nolint:gosec // no secret
 		leases: map[key]*held{}, gone: map[ipam.Owner]bool{}, others: map[ipam.Scope]map[netip.Addr]learned{},
 		walks: map[walkKey]uint64{}, looks: map[walkKey]time.Time{},
+		leaves: map[leaving]bool{},
 	}
 	list, err := kept.List()
 	if err != nil {
 		s.Log.Error("addresses to be given back cannot all be read; they are found by their sandboxes", "dir", filepath.Clean(options.Dir), "err", err)
 	}
 	for _, l := range list {
+		if s.loadLeaving(l) {
+			continue
+		}
 		lease := ipam.Lease{Scope: ipam.Scope(l.Scope), Addr: l.Addr, Owner: ipam.Owner(l.Owner)}
 		if err := s.memory.Hold(lease); err != nil {
 			s.Log.Error("address to be given back", "address", l.Addr, "err", err)
@@ -202,11 +208,12 @@ func (s *Store) Of(box *record.Sandbox, a *record.Attachment, config ipam.Config
 			taker.pools = append(taker.pools, r.Subnet)
 		}
 	}
+	taker.of = len(config.Sets) + len(config.Static)
 	return taker
 }
 
 func (s *Store) taker(box *record.Sandbox, a *record.Attachment) *taker {
-	return &taker{Store: s, sandbox: box.ID, ifName: string(a.Interface), network: a.Network, pod: box.Pod}
+	return &taker{Store: s, sandbox: box.ID, ifName: string(a.Interface), network: a.Network, pod: box.Pod, vm: box.VM, of: len(a.Leases)}
 }
 
 // taker is the store of one attachment.
@@ -214,6 +221,8 @@ type taker struct {
 	*Store
 	sandbox, ifName, network string
 	pod                      record.Pod
+	vm                       string // whose launcher the Pod is
+	of                       int    // addresses the attachment gets
 	// pools are the subnets addresses are taken from.
 	pools []netip.Prefix
 }
@@ -222,6 +231,9 @@ var _ ipam.Store = (*taker)(nil)
 
 // Take holds an address for the attachment, in the cluster.
 func (t *taker) Take(ctx context.Context, lease ipam.Lease) error {
+	if isClaim(lease.Owner) {
+		return t.takeClaimed(ctx, lease)
+	}
 	for {
 		if err := t.memory.Hold(lease); err != nil {
 			return err
@@ -240,22 +252,31 @@ func (t *taker) Take(ctx context.Context, lease ipam.Lease) error {
 			return unanswered(ctx.Err())
 		}
 	}
-	pool := ""
+	return t.settle(ctx, lease, t.create(ctx, lease, t.poolOf(lease), true))
+}
+
+// poolOf gives the subnet a fixed address is of; empty: none of the network's.
+func (t *taker) poolOf(lease ipam.Lease) string {
 	for _, p := range t.pools {
 		if p.Contains(lease.Addr) {
-			pool = p.String()
-			break
+			return p.String()
 		}
 	}
-	return t.settle(ctx, lease, t.create(ctx, lease, pool, true))
+	return ""
 }
 
 // settle clears up after a create that failed.
-func (s *Store) settle(ctx context.Context, lease ipam.Lease, err error) error {
-	if errors.Is(err, ipam.ErrUnanswered) {
-		s.doubt(lease)
-	} else if err != nil {
-		err = errors.Join(err, s.memory.Release(ctx, lease))
+func (t *taker) settle(ctx context.Context, lease ipam.Lease, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case !errors.Is(err, ipam.ErrUnanswered):
+		return errors.Join(err, t.memory.Release(ctx, lease))
+	case isClaim(lease.Owner):
+		t.forget(lease)
+		t.leaveLater(leaving{t.sandbox, lease})
+	default:
+		t.doubt(lease)
 	}
 	return err
 }
@@ -282,11 +303,13 @@ func (s *Store) keepBack(lease ipam.Lease) (there bool, returning <-chan struct{
 
 // spec gives the content of a lease.
 func (t *taker) spec(lease ipam.Lease, pool string) v1alpha1.AddressLeaseSpec {
-	spec := v1alpha1.AddressLeaseSpec{IP: lease.Addr, Scope: string(lease.Scope), Pool: pool, Network: t.network, Node: t.Node}
-	if namespace, name, ok := ipam.ParseClaimOwner(lease.Owner); ok {
-		spec.Owner = v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerClaim, Namespace: namespace, Name: name}
+	spec := v1alpha1.AddressLeaseSpec{IP: lease.Addr, Scope: string(lease.Scope), Pool: pool, Network: t.network}
+	if namespace, name, uid, ok := ipam.ParseClaimOwner(lease.Owner); ok {
+		spec.Owner = v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerClaim, Namespace: namespace, Name: name, UID: types.UID(uid)}
+		spec.Of, spec.Holders = t.of, []v1alpha1.LeaseHolder{t.holder()}
 		return spec
 	}
+	spec.Node = t.Node
 	if namespace, name, ok := ipam.ParseNICOwner(lease.Owner); ok {
 		spec.Owner = v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerNIC, Namespace: namespace, Name: name}
 		return spec
@@ -312,7 +335,7 @@ func (t *taker) create(ctx context.Context, lease ipam.Lease, pool string, named
 			return &ipam.TakenError{Addr: lease.Addr}
 		}
 		if errors.Is(err, store.ErrExists) {
-			made, err = t.ours(ctx, lease)
+			made, err = t.mine(ctx, lease)
 			if errors.Is(err, store.ErrNotFound) {
 				continue // it has just come free
 			}
@@ -340,6 +363,14 @@ func (s *Store) ask(ctx context.Context, request func(context.Context) (*store.O
 	asking, cancel := context.WithTimeout(ctx, askPatience)
 	defer cancel()
 	return request(asking)
+}
+
+// mine reads the object of a lease, and has the attachment in it.
+func (t *taker) mine(ctx context.Context, lease ipam.Lease) (*store.Object, error) {
+	if isClaim(lease.Owner) {
+		return t.join(ctx, lease)
+	}
+	return t.ours(ctx, lease)
 }
 
 // ours reads the object of a lease. The error is a TakenError if it is another's.

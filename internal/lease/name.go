@@ -59,7 +59,10 @@ func text(address string) string {
 
 // labels are those of a lease.
 func labels(spec v1alpha1.AddressLeaseSpec) map[string]string {
-	all := map[string]string{v1alpha1.NodeLabel: label(spec.Node)}
+	all := map[string]string{}
+	if spec.Node != "" {
+		all[v1alpha1.NodeLabel] = label(spec.Node)
+	}
 	if spec.Pool != "" {
 		all[v1alpha1.PoolLabel] = label(text(spec.Pool))
 	}
@@ -82,18 +85,11 @@ func label(value string) string {
 func ownerOf(spec v1alpha1.AddressLeaseSpec) ipam.Owner {
 	switch spec.Owner.Kind {
 	case v1alpha1.OwnerClaim:
-		return ipam.ClaimOwner(spec.Owner.Namespace, spec.Owner.Name)
+		return ipam.ClaimOwner(spec.Owner.Namespace, spec.Owner.Name, string(spec.Owner.UID))
 	case v1alpha1.OwnerNIC:
 		return ipam.NICOwner(spec.Owner.Namespace, spec.Owner.Name)
 	}
 	return ipam.AttachmentOwner(spec.Sandbox, spec.Interface)
-}
-
-// outlives says whether an owner is more than an attachment.
-func outlives(owner ipam.Owner) bool {
-	_, _, claim := ipam.ParseClaimOwner(owner)
-	_, _, nic := ipam.ParseNICOwner(owner)
-	return claim || nic
 }
 
 // holderName is what people call the holder of a lease.
@@ -104,6 +100,9 @@ func holderName(spec v1alpha1.AddressLeaseSpec) string {
 	}
 	if spec.Interface != "" {
 		name += " on " + spec.Interface
+	}
+	if spec.Node == "" {
+		return name
 	}
 	return name + " of node " + spec.Node
 }

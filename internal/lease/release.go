@@ -60,9 +60,13 @@ func (s *Store) ofSandboxes(owners []ipam.Owner) []ipam.Owner {
 	return all
 }
 
-// Release gives an address back if its owner has it. One of an owner that outlives
-// attachments goes back in the background: who calls may hold locks.
+// Release gives an address back if its owner has it. That of a claim is only
+// forgotten here.
 func (s *Store) Release(ctx context.Context, lease ipam.Lease) error {
+	if isClaim(lease.Owner) {
+		s.forget(lease)
+		return nil
+	}
 	s.mu.Lock()
 	h, now := s.leases[keyOf(lease)], time.Now()
 	switch {
@@ -73,14 +77,9 @@ func (s *Store) Release(ctx context.Context, lease ipam.Lease) error {
 		s.mu.Unlock()
 		return s.memory.Release(ctx, lease)
 	}
-	outlives := outlives(lease.Owner)
-	h.release = &release{done: make(chan struct{}), busy: now.After(s.away) && !outlives}
+	h.release = &release{done: make(chan struct{}), busy: now.After(s.away)}
 	try := h.release.busy
 	s.mu.Unlock()
-	if outlives {
-		s.poke() // it needs no file: Sweep finds what belongs to nobody
-		return nil
-	}
 	if try {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releasePatience)
 		defer cancel()

@@ -23,10 +23,9 @@ type Users interface {
 	// that is not at rest.
 	IfUnused(lease ipam.Lease, then func()) bool
 	UserOf(lease ipam.Lease) (*record.Sandbox, *record.Attachment)
-	// Alive says whether the container runtime has a sandbox, and Kept whether an
-	// object that addresses belong to is there. An error: that is not known now.
+	// Alive says whether the container runtime has a sandbox. An error: that is not
+	// known now.
 	Alive(ctx context.Context, sandbox string) (bool, error)
-	Kept(ctx context.Context, owner ipam.Owner) (bool, error)
 }
 
 // How often things are looked at.
@@ -59,6 +58,14 @@ func (s *Store) Sync(ctx context.Context) error {
 	defer s.syncing.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, takePatience)
 	defer cancel()
+	if err := s.syncOurs(ctx); err != nil {
+		return err
+	}
+	return s.syncClaimed(ctx)
+}
+
+// syncOurs reads the leases that belong to this node.
+func (s *Store) syncOurs(ctx context.Context) error {
 	s.mu.Lock()
 	s.touched = map[key]bool{}
 	s.mu.Unlock()
@@ -89,7 +96,7 @@ func (s *Store) Sync(ctx context.Context) error {
 		}
 	}
 	for k, h := range s.leases {
-		if !there[k] && !touched[k] && h.release == nil {
+		if !there[k] && !touched[k] && h.release == nil && !isClaim(h.owner) {
 			h.uid, h.revision = "", "" // Sweep makes it anew
 		}
 	}
@@ -216,6 +223,10 @@ func (s *Store) again(lease ipam.Lease) {
 
 // unused notes that nobody uses a lease, and has it given back the second time.
 func (s *Store) unused(lease ipam.Lease) {
+	if isClaim(lease.Owner) {
+		s.forget(lease)
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	h := s.leases[keyOf(lease)]
@@ -269,14 +280,11 @@ func (s *Store) assert(ctx context.Context, lease ipam.Lease, users Users) bool 
 
 // wanted says whether the owner of an address that no attachment has may be there.
 func (s *Store) wanted(ctx context.Context, lease ipam.Lease, users Users) bool {
-	var is bool
-	var err error
-	if outlives(lease.Owner) {
-		is, err = users.Kept(ctx, lease.Owner)
-	} else {
-		sandbox, _, _ := strings.Cut(string(lease.Owner), "/")
-		is, err = users.Alive(ctx, sandbox)
+	if isClaim(lease.Owner) {
+		return false
 	}
+	sandbox, _, _ := strings.Cut(string(lease.Owner), "/")
+	is, err := users.Alive(ctx, sandbox)
 	return is || err != nil
 }
 
@@ -301,7 +309,8 @@ func (s *Store) Run(ctx context.Context, users Users) error {
 			}
 		}
 		if pending {
-			pending = !s.drain(ctx)
+			left := s.drainLeaving(ctx)
+			pending = !s.drain(ctx) || !left
 		}
 		select {
 		case <-ctx.Done():

@@ -98,6 +98,21 @@ func (f *faults) Create(ctx context.Context, obj *store.Object) (*store.Object, 
 	return made, err
 }
 
+func (f *faults) Update(ctx context.Context, obj *store.Object) (*store.Object, error) {
+	fault := f.of("update", obj.GetName())
+	if fault.before != nil {
+		return nil, fault.before
+	}
+	if obj.GetUID() == "" || obj.GetResourceVersion() == "" {
+		return nil, fmt.Errorf("update of %s without preconditions", obj.GetName())
+	}
+	made, err := f.Store.Update(ctx, obj)
+	if fault.after != nil {
+		return nil, fault.after
+	}
+	return made, err
+}
+
 func (f *faults) Delete(ctx context.Context, gvk schema.GroupVersionKind, key store.Key, pre store.Precondition) error {
 	fault := f.await(ctx, "delete", key.Name)
 	if fault.before != nil {
@@ -229,13 +244,6 @@ func (n *node) Alive(_ context.Context, sandbox string) (bool, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.alive[sandbox], nil
-}
-
-// Kept says which claims are there.
-func (n *node) Kept(_ context.Context, owner ipam.Owner) (bool, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.alive[string(owner)], nil
 }
 
 func parse(t testing.TB, text string) ipam.Config {
@@ -370,6 +378,13 @@ func nothingLeft(t testing.TB, api store.Store, nodes ...*node) {
 		}
 		return nil
 	})
+}
+
+func nothingLeftInFiles(t testing.TB, n *node) {
+	t.Helper()
+	if files, err := filepath.Glob(filepath.Join(n.dir, "*.json*")); err != nil || len(files) > 0 {
+		t.Errorf("left are %v (%v)", files, err)
+	}
 }
 
 // overdue has the next Sweep give back what nobody used at the last.

@@ -203,6 +203,7 @@ func (a *agent) run(ctx context.Context, opt Options) error {
 	}
 	a.log.Info("agent runs")
 	defer a.log.Info("agent ends")
+	defer a.claims.writing.Wait()
 	return group.Wait()
 }
 

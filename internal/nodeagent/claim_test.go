@@ -14,23 +14,13 @@ import (
 	"github.com/weftnet/weft/internal/store"
 )
 
-// claimKind is IPAMClaim as github.com/k8snetworkplumbingwg/ipamclaims has it
-// (v0.4.0-alpha, artifacts).
-const claimKind = `{
-	"group": "k8s.cni.cncf.io", "scope": "Namespaced", "names": {"kind": "IPAMClaim", "listKind": "IPAMClaimList", "plural": "ipamclaims", "singular": "ipamclaim"},
-	"versions": [{"name": "v1alpha1", "served": true, "storage": true, "subresources": {"status": {}}, "schema": {"openAPIV3Schema": {"type": "object", "properties": {
-		"spec": {"type": "object", "required": ["interface", "network"], "properties": {"interface": {"type": "string"}, "network": {"type": "string"}}},
-		"status": {"type": "object", "required": ["ips"], "properties": {"ips": {"type": "array", "items": {"type": "string"}}}}
-	}}}}]
-}`
-
 func (l *lab) claimKind() {
 	l.t.Helper()
-	var spec map[string]any
-	if err := json.Unmarshal([]byte(claimKind), &spec); err != nil {
+	crd := &store.Object{}
+	if err := json.Unmarshal([]byte(networks.ClaimCRD), &crd.Object); err != nil {
 		l.t.Fatal(err)
 	}
-	l.make("CustomResourceDefinition", "apiextensions.k8s.io/v1", "", "ipamclaims.k8s.cni.cncf.io", map[string]any{"spec": spec})
+	l.make("CustomResourceDefinition", "apiextensions.k8s.io/v1", "", crd.GetName(), map[string]any{"spec": crd.Object["spec"]})
 }
 
 func (l *lab) claim(name string) {

@@ -2,7 +2,6 @@ package nodeagent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,7 +14,6 @@ import (
 	"github.com/weftnet/weft/internal/cri"
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/lease"
-	"github.com/weftnet/weft/internal/networks"
 	"github.com/weftnet/weft/internal/record"
 	"github.com/weftnet/weft/internal/store"
 )
@@ -106,19 +104,4 @@ func (l *leases) Alive(ctx context.Context, sandbox string) (bool, error) {
 	defer cancel()
 	live, err := l.runtime.Sandboxes(ctx)
 	return live[sandbox], err
-}
-
-// Kept says whether the IPAMClaim that an address belongs to is there.
-func (l *leases) Kept(ctx context.Context, owner ipam.Owner) (bool, error) {
-	namespace, name, ok := ipam.ParseClaimOwner(owner)
-	if !ok {
-		return true, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, apiPatience)
-	defer cancel()
-	_, err := l.api.Get(ctx, networks.ClaimKind, store.Key{Namespace: namespace, Name: name})
-	if errors.Is(err, store.ErrNotFound) {
-		return false, nil
-	}
-	return err == nil, err
 }

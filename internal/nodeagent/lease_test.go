@@ -3,8 +3,6 @@ package nodeagent
 import (
 	"fmt"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -12,7 +10,6 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/weftnet/weft/api/v1alpha1"
-	"github.com/weftnet/weft/internal/networks"
 	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/test/kubelab"
 )
@@ -167,48 +164,5 @@ func TestLeaseRequests(t *testing.T) {
 	}
 	p.end()
 	warm.end()
-	l.noLeases()
-}
-
-// TestLeaseOfClaim: the lease of an IPAMClaim outlasts its Pod and all that the node
-// knows of it, and goes with the claim.
-func TestLeaseOfClaim(t *testing.T) {
-	l := leaseLab(t)
-	l.claimKind()
-	l.claim("keeps")
-	on := func() (*pod, string) {
-		p := l.pod(`[{"name":"lan","ipam-claim-reference":"keeps"}]`)
-		p.sandbox(true)
-		if err := p.add(); err != nil {
-			t.Fatal(err)
-		}
-		return p, p.addresses()["net1"]
-	}
-	p, first := on()
-	p.end()
-	held := []string{"/ " + first} // no sandbox
-	if got, err := l.leases(); err != nil || !slices.Equal(got, held) {
-		t.Errorf("leases of a claim without a Pod: %q (%v)", got, err)
-	}
-	l.kill()
-	if err := os.RemoveAll(filepath.Join(l.dir, "claims")); err != nil {
-		t.Fatal(err)
-	}
-	l.start()
-	p, again := on()
-	if again != first {
-		t.Errorf("the next Pod has %s, want %s", again, first)
-	}
-	if err := l.api.Delete(t.Context(), networks.ClaimKind, store.Key{Namespace: l.ns, Name: "keeps"}, store.Precondition{}); err != nil {
-		t.Fatal(err)
-	}
-	l.kill()
-	l.start() // which looks at claims
-	if got, err := l.leases(); err != nil || !slices.Equal(got, held) {
-		t.Errorf("leases while the Pod lives: %q (%v)", got, err)
-	}
-	p.end()
-	l.kill()
-	l.start()
 	l.noLeases()
 }

@@ -26,6 +26,7 @@ func encode(s *Sandbox) ([]byte, error) {
 	w.set("name", s.Pod.Name)
 	w.set("uid", s.Pod.UID)
 	w.close('}')
+	w.set("vm", s.VM)
 	w.string("bootID", s.BootID)
 	w.flag("durable", s.Durable)
 	if s.Isolation != nil {
@@ -228,6 +229,8 @@ func (w *writer) attachment(a *Attachment) {
 	some(w, "masquerade", a.Masquerade, (*writer).prefixValue)
 	some(w, "leases", a.Leases, (*writer).lease)
 	w.flag("leased", a.Leased)
+	w.set("claim", a.Claim)
+	w.set("claimOwner", a.ClaimOwner)
 	some(w, "links", a.Links, (*writer).made)
 	some(w, "byPlugins", a.ByPlugins, (*writer).value)
 	if len(a.Result) > 0 {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // Kept is the directory of addresses that outlast attachments, as those of an
@@ -90,4 +91,19 @@ func (k *Kept) List() ([]Lease, error) {
 		all = append(all, one.Leases...)
 	}
 	return all, errors.Join(errs...)
+}
+
+// leavingPrefix marks the owner of an address in a file that tells that a sandbox does
+// not have it any more, and is to be taken off its holders in the cluster.
+const leavingPrefix = "leaving:"
+
+// Leaving gives what such a file says of an address of owner; without an owner it is
+// the file's own.
+func Leaving(sandbox, owner string) string { return leavingPrefix + sandbox + "/" + owner }
+
+// ParseLeaving is the inverse of Leaving.
+func ParseLeaving(text string) (sandbox, owner string, ok bool) {
+	rest, ok := strings.CutPrefix(text, leavingPrefix)
+	sandbox, owner, _ = strings.Cut(rest, "/")
+	return sandbox, owner, ok
 }

@@ -58,6 +58,8 @@ type Sandbox struct {
 	// NetNS is the path of its network namespace; it may be gone.
 	NetNS string `json:"netns"`
 	Pod   Pod    `json:"pod"`
+	// VM is the machine whose launcher the Pod is; empty: it is none.
+	VM string `json:"vm,omitempty"`
 	// BootID is that of the boot in which the kernel state was made
 	// (/proc/sys/kernel/random/boot_id). Another boot: nothing native is left.
 	BootID string `json:"bootID"`
@@ -135,6 +137,10 @@ type Attachment struct {
 	// stand here yet.
 	Leases []Lease `json:"leases,omitempty"`
 	Leased bool    `json:"leased,omitempty"`
+	// Claim is the name of the IPAMClaim that the addresses belong to, and ClaimOwner
+	// the owner of addresses that it is; empty: they are the attachment's own.
+	Claim      string `json:"claim,omitempty"`
+	ClaimOwner string `json:"claimOwner,omitempty"`
 	// Links are what was really made.
 	Links []Link `json:"links,omitempty"`
 	// ByPlugins are the differences from the plan that plugins after ours made, as
