@@ -13,6 +13,7 @@ import (
 	"testing"
 	"text/tabwriter"
 
+	"github.com/weftnet/weft/api/v1alpha1"
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/kubeapi"
 	"github.com/weftnet/weft/internal/lease"
@@ -176,8 +177,8 @@ func (n *leaseNode) Alive(_ context.Context, sandbox string) (bool, error) {
 	return n.boxes[sandbox] != nil, nil
 }
 
-// Kept says that there are no claims.
-func (*leaseNode) Kept(context.Context, ipam.Owner) (bool, error) { return false, nil }
+// Conflict is told of none.
+func (*leaseNode) Conflict(*record.Sandbox, *record.Attachment, v1alpha1.AddressLeaseSpec) {}
 
 // addressBench is one run.
 type addressBench struct {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -43,6 +44,8 @@ type AddressLeaseSpec struct {
 	// Holders are the Pods that have the address of a claim, in the order in which
 	// they came: several while a VM migrates.
 	Holders []LeaseHolder `json:"holders,omitempty"`
+	// Since is when a stranger was found to use the address; of owner Quarantine only.
+	Since time.Time `json:"since,omitzero"`
 }
 
 // LeaseHolder is a Pod that has the address of a claim. A sandbox that ends takes its
@@ -71,6 +74,9 @@ const (
 	OwnerPod   = "Pod"
 	OwnerClaim = "IPAMClaim"
 	OwnerNIC   = "NICIdentity"
+	// OwnerQuarantine has an address that is given to nobody, because somebody uses it
+	// without a lease; the owner's name is that station's link-layer address.
+	OwnerQuarantine = "Quarantine"
 )
 
 // Labels of a lease, by which the API server selects.
@@ -116,6 +122,9 @@ func (l *AddressLease) Object() *unstructured.Unstructured {
 	}
 	if len(l.Spec.Holders) > 0 {
 		spec["holders"] = HolderList(l.Spec.Holders)
+	}
+	if !l.Spec.Since.IsZero() {
+		spec["since"] = l.Spec.Since.UTC().Format(time.RFC3339)
 	}
 	obj := &unstructured.Unstructured{Object: map[string]any{"spec": spec}}
 	obj.SetGroupVersionKind(AddressLeaseKind)

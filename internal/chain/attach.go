@@ -54,6 +54,8 @@ type attaching struct {
 //	announce   the record says that addresses may be leased, if some are to be
 //	allocate   addresses of all native attachments (memory only, but for leases)
 //	intent     the record says what may exist from here on, addresses included
+//	probe      where that is wanted, links come up, and it is asked who uses the
+//	           addresses; others are taken, and intent is written again
 //	apply      links of neighbouring native attachments, in one go
 //	exec ...   each plugin of each chain
 //	routes     default routes as steer decides over all attachments
@@ -161,9 +163,14 @@ func (t *attaching) makeAll(ctx context.Context) error {
 // makeNative applies neighbouring native attachments, and then runs what
 // foreign plugins they have in order.
 func (t *attaching) makeNative(ctx context.Context, group []*attachment) error {
+	probed, err := t.probe(ctx, group)
+	if err != nil {
+		return err
+	}
 	if err := t.applyNative(ctx, group); err != nil {
 		return err
 	}
+	t.tellOthers(probed)
 	for _, w := range group {
 		if w.IPAM != "" {
 			if err := t.execIPAM(ctx, w); err != nil {

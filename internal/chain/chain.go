@@ -110,6 +110,8 @@ type Options struct {
 	// Warned is told, once, of each thing in a network's config that has no effect;
 	// optional. It must not wait.
 	Warned func(network, warning string)
+	// Strange is told of strangers that use addresses; optional. It must not wait.
+	Strange func(Stranger)
 	// Log is where warnings about configs and repairs go; optional, nowhere.
 	Log *slog.Logger
 }

@@ -84,6 +84,9 @@ func (c *claims) holderName(owner ipam.Owner) string {
 	if namespace, name, ok := ipam.ParseNICOwner(owner); ok {
 		return "NICIdentity " + namespace + "/" + name
 	}
+	if mac, ok := ipam.ParseQuarantineOwner(owner); ok {
+		return ipam.QuarantineName(mac)
+	}
 	id, ifName, _ := strings.Cut(string(owner), "/") // as ipam.AttachmentOwner joins them
 	return c.nameOf(id) + " on " + ifName
 }

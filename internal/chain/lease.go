@@ -19,6 +19,11 @@ type Leases interface {
 	Serves(ctx context.Context, plugin bool) (bool, error)
 	// Of is the store as one attachment takes addresses of it.
 	Of(box *record.Sandbox, a *record.Attachment, config ipam.Config) ipam.Store
+	// Quarantine takes an address from its owner that the station with this MAC uses,
+	// and keeps it from everybody.
+	Quarantine(ctx context.Context, lease ipam.Lease, mac string) error
+	// Shared says whether another Pod of its owner has an address as well.
+	Shared(lease ipam.Lease) bool
 	// Hold notes at the start what a record holds.
 	Hold(lease ipam.Lease) error
 	// End gives back all that owners hold, whose attachments are no more. The owner of

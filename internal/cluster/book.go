@@ -35,8 +35,8 @@ type held struct {
 	addr  netip.Addr
 	owner owner
 	round uint32
-	// reserved: no sandbox has it at the moment.
-	reserved bool
+	// reserved: no sandbox has it at the moment. quarantined: a stranger does.
+	reserved, quarantined bool
 }
 
 // book is what is known of all leases. It keeps the adviser's view.
@@ -83,8 +83,10 @@ func (b *book) Put(obj *store.Object) {
 		return
 	}
 	is := &held{
-		name: lease.Name, uid: lease.UID, scope: same(lease.Spec.Scope), addr: lease.Spec.IP, owner: ownerOf(lease), round: b.round, reserved: lease.Spec.Sandbox == "",
+		name: lease.Name, uid: lease.UID, scope: same(lease.Spec.Scope), addr: lease.Spec.IP, owner: ownerOf(lease), round: b.round,
+		quarantined: lease.Spec.Owner.Kind == v1alpha1.OwnerQuarantine,
 	}
+	is.reserved = lease.Spec.Sandbox == "" && !is.quarantined
 	if old := b.leases[is.name]; old != nil {
 		if old.scope != is.scope || old.addr != is.addr {
 			b.dropLocked(old)
@@ -161,11 +163,20 @@ func (b *book) Leases(o owner) []*held {
 
 // Reserved gives the addresses that are held and that nobody has, by scope.
 func (b *book) Reserved() map[string][]netip.Addr {
+	return b.pick(func(is *held) bool { return is.reserved })
+}
+
+// Quarantined gives those that are held because a stranger has them.
+func (b *book) Quarantined() map[string][]netip.Addr {
+	return b.pick(func(is *held) bool { return is.quarantined })
+}
+
+func (b *book) pick(wanted func(*held) bool) map[string][]netip.Addr {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	out := map[string][]netip.Addr{}
 	for _, is := range b.leases {
-		if is.reserved {
+		if wanted(is) {
 			out[is.scope] = append(out[is.scope], is.addr)
 		}
 	}

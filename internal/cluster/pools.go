@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -99,22 +100,29 @@ type counted struct {
 // usage tells how full each pool is.
 func (s *state) usage() (out []counted) {
 	list, _ := s.ranges.All()
-	reserved := s.book.Reserved()
+	reserved, quarantined := s.book.Reserved(), s.book.Quarantined()
 	now := time.Now()
 	for _, pool := range list {
 		spans := pool.Range.Usable()
 		usage := s.view.Usage(now, string(pool.Scope), spans)
-		one := counted{Pool: pool, size: usage.Size, conflicts: float64(usage.Conflicts)}
-		for _, addr := range reserved[string(pool.Scope)] {
-			if pool.Range.Contains(addr) {
-				one.reserved++
-			}
-		}
-		one.used = max(0, float64(usage.Held)-one.reserved)
-		one.free = max(0, one.size-float64(usage.Held)-one.conflicts)
+		one := counted{Pool: pool, size: usage.Size, reserved: count(pool.Range, reserved[string(pool.Scope)])}
+		strangers := count(pool.Range, quarantined[string(pool.Scope)]) // who stand among the held
+		one.conflicts = float64(usage.Conflicts) + strangers
+		one.used = max(0, float64(usage.Held)-one.reserved-strangers)
+		one.free = max(0, one.size-float64(usage.Held)-float64(usage.Conflicts))
 		out = append(out, one)
 	}
 	return out
+}
+
+// count gives how many of some addresses are of a range.
+func count(r ipam.Range, addrs []netip.Addr) (sum float64) {
+	for _, addr := range addrs {
+		if r.Contains(addr) {
+			sum++
+		}
+	}
+	return sum
 }
 
 // measured is usage for metrics: of each network apart.

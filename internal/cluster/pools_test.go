@@ -28,13 +28,14 @@ func TestPools(t *testing.T) {
 		c.leaseIn("whereabouts:", addr, "n1", v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerPod, Namespace: "a", Name: "x", UID: pod.GetUID()})
 	}
 	c.leaseIn("whereabouts:", "10.0.0.3", "n1", v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerClaim, Namespace: "a", Name: "claim"})
+	c.leaseIn("whereabouts:", "10.0.0.4", "n1", v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerQuarantine, Name: "02:00:00:00:00:99"})
 	control, _ := c.controller(c)
 	want := []string{
-		`weft_controller_leading 1`, `weft_leases{readable="true"} 5`,
-		`weft_pool_addresses{network="a/lan",range="10.0.0.1-10.0.0.5",state="free"} 2`,
+		`weft_controller_leading 1`, `weft_leases{readable="true"} 6`,
+		`weft_pool_addresses{network="a/lan",range="10.0.0.1-10.0.0.5",state="free"} 1`,
 		`weft_pool_addresses{network="a/lan",range="10.0.0.1-10.0.0.5",state="used"} 2`,
 		`weft_pool_addresses{network="a/lan",range="10.0.0.1-10.0.0.5",state="reserved"} 1`,
-		`weft_pool_addresses{network="a/lan",range="10.0.0.1-10.0.0.5",state="conflict"} 0`,
+		`weft_pool_addresses{network="a/lan",range="10.0.0.1-10.0.0.5",state="conflict"} 1`,
 		`weft_pool_addresses{network="a/lan",range="fd00::1-fd00::ffff:ffff:ffff:ffff",state="used"} 1`,
 	}
 	var got string

@@ -58,6 +58,12 @@ func (l agentLeases) Serves(ctx context.Context, _ bool) (bool, error) {
 // Of is not asked for: nothing is served.
 func (l agentLeases) Of(*record.Sandbox, *record.Attachment, ipam.Config) ipam.Store { return l.memory }
 
+// Quarantine is not asked for either.
+func (l agentLeases) Quarantine(context.Context, ipam.Lease, string) error { return nil }
+
+// Shared is not asked for either.
+func (l agentLeases) Shared(ipam.Lease) bool { return false }
+
 // Hold notes what a record holds.
 func (l agentLeases) Hold(lease ipam.Lease) error { return l.memory.Hold(lease) }
 

@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -48,26 +49,53 @@ func (c *Conflict) Error() string {
 	return fmt.Sprintf("%s is in use by %s on this link", c.Addr, c.MAC)
 }
 
+// Patient is for a station that should be there and may be slow, such as a gateway:
+// its answer ends the waiting.
+var Patient = Timing{Probes: 4, Interval: 250 * time.Millisecond, Wait: 250 * time.Millisecond}
+
 // Probe asks on a link of ns for each of addrs, all at the same time. The first
 // conflict ends it, since the addresses of an attachment are given all or none;
 // nil: nobody answered.
 func Probe(ctx context.Context, ns *linux.NS, name netstate.IfName, addrs []netip.Addr, timing Timing) (*Conflict, error) {
+	return ask(ctx, ns, name, addrs, timing, false)
+}
+
+// Find asks who has an address; nil: nobody answers. Who asks as well does not have it.
+// It is asked as in a probe, from no address, so no cache learns of us.
+func Find(ctx context.Context, ns *linux.NS, name netstate.IfName, addr netip.Addr, timing Timing) (*Conflict, error) {
+	return ask(ctx, ns, name, []netip.Addr{addr}, timing, true)
+}
+
+// station gives the link that is asked on; the MAC is none where there is nobody to
+// ask: no Ethernet, or a link without neighbours.
+func station(ns *linux.NS, name netstate.IfName) (index int, own net.HardwareAddr, err error) {
 	route, err := ns.Route()
 	if err != nil {
-		return nil, fmt.Errorf("probe addresses on %s: %w", name, err)
+		return 0, nil, err
 	}
 	link, err := route.LinkByName(name)
 	if err != nil {
+		return 0, nil, err
+	}
+	if link.Flags&unix.IFF_UP == 0 || !link.OperUp {
+		return 0, nil, ErrDown
+	}
+	own = link.MAC.HardwareAddr()
+	if len(own) != len(mac{}) || link.Flags&unix.IFF_NOARP != 0 {
+		own = nil
+	}
+	return link.Index, own, nil
+}
+
+func ask(ctx context.Context, ns *linux.NS, name netstate.IfName, addrs []netip.Addr, timing Timing, answersOnly bool) (*Conflict, error) {
+	index, own, err := station(ns, name)
+	if err != nil {
 		return nil, fmt.Errorf("probe addresses on %s: %w", name, err)
 	}
-	hw := link.MAC.HardwareAddr()
-	if link.Flags&unix.IFF_UP == 0 || !link.OperUp {
-		return nil, fmt.Errorf("probe addresses on %s: %w", name, ErrDown)
+	if own == nil {
+		return nil, nil
 	}
-	if len(hw) != len(mac{}) || link.Flags&unix.IFF_NOARP != 0 {
-		return nil, nil // no Ethernet, or a link without neighbours: nobody to ask
-	}
-	p := &probe{own: mac(hw), timing: timing}
+	p := &probe{own: mac(own), timing: timing, answersOnly: answersOnly}
 	if _, err := rand.Read(p.nonce[:]); err != nil {
 		return nil, fmt.Errorf("draw a nonce: %w", err)
 	}
@@ -79,7 +107,7 @@ func Probe(ctx context.Context, ns *linux.NS, name netstate.IfName, addrs []neti
 		}
 	}
 	defer p.close()
-	if err := ns.Do(func() error { return p.open(link.Index) }); err != nil {
+	if err := ns.Do(func() error { return p.open(index) }); err != nil {
 		return nil, fmt.Errorf("probe addresses on %s: %w", name, err)
 	}
 	found, err := p.run(ctx)
@@ -91,8 +119,11 @@ func Probe(ctx context.Context, ns *linux.NS, name netstate.IfName, addrs []neti
 
 // probe is one Probe under way.
 type probe struct {
-	own    mac
-	nonce  [6]byte
+	own   mac
+	nonce [6]byte
+	// answersOnly: who is about to use an address does not count.
+	answersOnly bool
+
 	timing Timing
 	v4, v6 []netip.Addr
 	arp    *os.File // packet sockets; nil: no address of the family
@@ -157,11 +188,8 @@ func (p *probe) run(ctx context.Context) (*Conflict, error) {
 	defer done()
 	var hearing sync.WaitGroup
 	errs := make([]error, 3)
-	hearing.Go(func() { errs[0] = p.hear(p.arp, arpSays, p.v4, done) })
-	hearing.Go(func() {
-		says := func(frame []byte) (mac, netip.Addr, bool) { return neighbourSays(frame, p.nonce) }
-		errs[1] = p.hear(p.nd, says, p.v6, done)
-	})
+	hearing.Go(func() { errs[0] = p.hear(p.arp, p.arpSays, p.v4, done) })
+	hearing.Go(func() { errs[1] = p.hear(p.nd, p.neighbourSays, p.v6, done) })
 	errs[2] = p.ask(asking)
 	if errs[2] != nil {
 		done()
@@ -173,6 +201,16 @@ func (p *probe) run(ctx context.Context) (*Conflict, error) {
 		return p.found, nil
 	}
 	return nil, errors.Join(append(errs, ctx.Err())...)
+}
+
+func (p *probe) arpSays(frame []byte) (mac, netip.Addr, bool) {
+	sender, addr, ok := arpSays(frame)
+	return sender, addr, ok && (!p.answersOnly || frame[etherLen+7] == arpReply)
+}
+
+func (p *probe) neighbourSays(frame []byte) (mac, netip.Addr, bool) {
+	sender, addr, ok := neighbourSays(frame, p.nonce)
+	return sender, addr, ok && (!p.answersOnly || frame[etherLen+ip6Len] == neighbourAdvertisement)
 }
 
 // ask sends the probes.

@@ -176,6 +176,34 @@ func TestBothAsking(t *testing.T) {
 	}
 }
 
+// TestFind: who has an address is found; who asks for it itself is not, however
+// often.
+func TestFind(t *testing.T) {
+	t.Parallel()
+	l := newLAN(t)
+	l.station("holder", holderMAC, "10.0.0.5/24", "fd00::5/64")
+	ours, other := l.station("ours", ourMAC), l.station("other", "02:00:00:00:00:03")
+	ctx, stop := context.WithCancel(t.Context())
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	defer stop()
+	asking.Go(func() {
+		for ctx.Err() == nil {
+			_, _ = Probe(ctx, other, "eth0", addrs("10.0.0.6 fd00::6"), Quick) // until stopped
+		}
+	})
+	for asked, want := range map[string]string{"10.0.0.5": holderMAC, "fd00::5": holderMAC, "10.0.0.6": "", "fd00::6": ""} {
+		timing := patient
+		if want == "" {
+			timing = Patient
+		}
+		got, err := Find(t.Context(), ours, "eth0", addr(asked), timing)
+		if err != nil || (got == nil) != (want == "") || got != nil && string(got.MAC) != want {
+			t.Errorf("%s: got %v %v, want %q", asked, got, err, want)
+		}
+	}
+}
+
 // TestNobodyToAsk: without a link that works there is no answer, and no
 // all-clear either.
 func TestNobodyToAsk(t *testing.T) {
@@ -232,7 +260,7 @@ func TestSolicitation(t *testing.T) {
 	if n, ok := ns.Options[0].(*ndp.Nonce); !ok || !n.Equal(ndp.NewNonce()) && n.Code() != optionNonce {
 		t.Errorf("got %+v", ns.Options[0])
 	}
-	if got := checksum(frame[etherLen+ip6Len:], group); got != 0 {
+	if got := checksum(frame[etherLen+ip6Len:], netip.IPv6Unspecified(), group); got != 0 {
 		t.Errorf("checksum is off by %#x", got)
 	}
 	if _, _, ok := neighbourSays(frame, nonce); ok {

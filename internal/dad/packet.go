@@ -26,6 +26,7 @@ const (
 
 	neighbourSolicitation  = 135
 	neighbourAdvertisement = 136
+	optionTargetLink       = 2
 	optionNonce            = 14
 )
 
@@ -85,14 +86,14 @@ func solicitation(own mac, addr netip.Addr, nonce [6]byte) []byte {
 	b = append(b, target[:]...)
 	b = append(b, optionNonce, nonceLen/8)
 	b = append(b, nonce[:]...)
-	binary.BigEndian.PutUint16(b[start+2:], checksum(b[start:], group))
+	binary.BigEndian.PutUint16(b[start+2:], checksum(b[start:], netip.IPv6Unspecified(), group))
 	return b
 }
 
-// checksum of an ICMPv6 message from the unspecified address (RFC 4443, 2.3).
-func checksum(message []byte, to netip.Addr) uint16 {
+// checksum of an ICMPv6 message (RFC 4443, 2.3).
+func checksum(message []byte, from, to netip.Addr) uint16 {
 	sum := uint32(len(message)) + protoICMPv6
-	for _, part := range [][]byte{to.AsSlice(), message} {
+	for _, part := range [][]byte{from.AsSlice(), to.AsSlice(), message} {
 		for i := 0; i+1 < len(part); i += 2 {
 			sum += uint32(part[i])<<8 | uint32(part[i+1])
 		}

@@ -65,7 +65,7 @@ func (l *Look) Facts(ctx context.Context, o v1alpha1.LeaseOwner, nodeName string
 	node := l.Node(ctx, nodeName)
 	facts := garbage.Facts{Node: node.Node, Heard: node.Heard}
 	switch {
-	case o.Kind == v1alpha1.OwnerPod && o.UID == "":
+	case o.Kind == v1alpha1.OwnerPod && o.UID == "", o.Kind == v1alpha1.OwnerQuarantine:
 		facts.Owner = garbage.Nameless
 	case o.Kind == v1alpha1.OwnerPod:
 		facts.Owner = l.pod(ctx, o)

@@ -46,6 +46,11 @@ type Config struct {
 	// ResolvConf is the path of a file in resolv.conf(5) form whose DNS the
 	// caller puts into the result (ParseResolvConf); empty: none.
 	ResolvConf string
+	// AddressProbe says whether it is asked on the network if somebody uses an address
+	// already, before it is used; nil: where that is worth the time. GatewayProbe has
+	// the gateways asked if they are there.
+	AddressProbe *bool
+	GatewayProbe bool
 	// Warnings are for the person who wrote the document; nothing fails.
 	Warnings []string
 }
@@ -105,6 +110,9 @@ type reader struct {
 	keys []string
 }
 
+// ownKeys are weft's own, which ipam objects of each type may have.
+var ownKeys = []string{"addressProbe", "gatewayProbe"}
+
 var readers = map[string]reader{
 	TypeHostLocal:   {readHostLocal, hostLocalKeys},
 	TypeStatic:      {readStatic, staticKeys},
@@ -156,8 +164,20 @@ func Parse(conf []byte, cniArgs string) (Config, error) {
 		return Config{}, err
 	}
 	config.Type = ipamType
-	config.Warnings = append(unknownKeys(keys, ipamType, readers[ipamType].keys), config.Warnings...)
-	return config, nil
+	config.Warnings = append(unknownKeys(keys, ipamType, append(slices.Clone(ownKeys), readers[ipamType].keys...)), config.Warnings...)
+	return config, config.readOwn(doc.IPAM)
+}
+
+func (c *Config) readOwn(object []byte) error {
+	var own struct {
+		AddressProbe *bool `json:"addressProbe"`
+		GatewayProbe bool  `json:"gatewayProbe"`
+	}
+	if err := json.Unmarshal(object, &own); err != nil {
+		return hint.JSON("ipam", err)
+	}
+	c.AddressProbe, c.GatewayProbe = own.AddressProbe, own.GatewayProbe
+	return nil
 }
 
 func types() []string {

@@ -84,13 +84,27 @@ func ClaimOwner(namespace, name, uid string) Owner {
 }
 
 const (
-	claimPrefix = "claim:"
-	nicPrefix   = "nic:"
+	claimPrefix      = "claim:"
+	nicPrefix        = "nic:"
+	quarantinePrefix = "quarantine:"
 )
 
 // NICOwner is the owner of what a VM's NIC keeps over restarts; name is that of
 // its NICIdentity.
 func NICOwner(namespace, name string) Owner { return Owner(nicPrefix + namespace + "/" + name) }
+
+// QuarantineOwner is the owner of an address that nobody is given, because a station
+// of that link-layer address uses it.
+func QuarantineOwner(mac string) Owner { return Owner(quarantinePrefix + mac) }
+
+// ParseQuarantineOwner is the inverse of QuarantineOwner, ok is false for another's
+// owner.
+func ParseQuarantineOwner(owner Owner) (mac string, ok bool) {
+	return strings.CutPrefix(string(owner), quarantinePrefix)
+}
+
+// QuarantineName is what people call the owner of an address in quarantine.
+func QuarantineName(mac string) string { return "quarantine, because " + mac + " uses it" }
 
 // ParseClaimOwner is the inverse of ClaimOwner, ok is false for another's owner.
 func ParseClaimOwner(owner Owner) (namespace, name, uid string, ok bool) {

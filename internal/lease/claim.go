@@ -111,7 +111,7 @@ func (s *Store) theirs(ctx context.Context, lease ipam.Lease) (*store.Object, *v
 		return nil, nil, &ipam.TakenError{Addr: lease.Addr, HolderName: "object AddressLease " + obj.GetName() + ", which cannot be read"}
 	}
 	if ownerOf(is.Spec) != lease.Owner || is.Spec.IP != lease.Addr || is.Spec.Scope != string(lease.Scope) {
-		return nil, nil, &ipam.TakenError{Addr: lease.Addr, Holder: ownerOf(is.Spec), HolderName: holderName(is.Spec)}
+		return nil, nil, &ipam.TakenError{Addr: lease.Addr, Holder: ownerOf(is.Spec), HolderName: HolderName(is.Spec)}
 	}
 	return obj, is, nil
 }

@@ -117,8 +117,13 @@ type held struct {
 	revision string
 	// unused is since when nobody uses it; zero: somebody does.
 	unused time.Time
-	// conflict: another has the address in the cluster.
-	conflict bool
+	// told is when it was told the last time that another has the address in the
+	// cluster; zero: none has.
+	told time.Time
+	// shared: more than one Pod had the address when this node took it.
+	shared bool
+	// since is when it was put in quarantine.
+	since time.Time
 	// release is not nil once it is to be given back.
 	release *release
 }
@@ -386,7 +391,7 @@ func (s *Store) ours(ctx context.Context, lease ipam.Lease) (*store.Object, erro
 		return nil, &ipam.TakenError{Addr: lease.Addr, HolderName: "object AddressLease " + obj.GetName() + ", which cannot be read"}
 	}
 	if is.Spec.Node != s.Node || ownerOf(is.Spec) != lease.Owner || is.Spec.IP != lease.Addr || is.Spec.Scope != string(lease.Scope) {
-		return nil, &ipam.TakenError{Addr: lease.Addr, Holder: ownerOf(is.Spec), HolderName: holderName(is.Spec)}
+		return nil, &ipam.TakenError{Addr: lease.Addr, Holder: ownerOf(is.Spec), HolderName: HolderName(is.Spec)}
 	}
 	return obj, nil
 }
@@ -395,7 +400,7 @@ func (s *Store) ours(ctx context.Context, lease ipam.Lease) (*store.Object, erro
 func (s *Store) note(lease ipam.Lease, obj *store.Object, lost bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.leases[keyOf(lease)] = &held{owner: lease.Owner, uid: obj.GetUID(), revision: obj.GetResourceVersion()}
+	s.leases[keyOf(lease)] = &held{owner: lease.Owner, uid: obj.GetUID(), revision: obj.GetResourceVersion(), shared: severalHold(obj)}
 	if lost {
 		s.lostAt = time.Now()
 	}

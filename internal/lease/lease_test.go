@@ -358,6 +358,7 @@ func TestLeaseLost(t *testing.T) {
 	look()
 	look()
 	same(t, "objects", objects(t, api), []string{mine + " n2 b/net1"})
+	same(t, "conflicts told", a.conflicts, []string{mine + " a/net1, Pod demo/pod-b on net1 of node n2"})
 	if got := a.States(); got["conflicting"] != 1 || got["held"]+got["returning"] != 0 {
 		t.Errorf("the states are %v", got)
 	}

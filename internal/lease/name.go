@@ -88,12 +88,17 @@ func ownerOf(spec v1alpha1.AddressLeaseSpec) ipam.Owner {
 		return ipam.ClaimOwner(spec.Owner.Namespace, spec.Owner.Name, string(spec.Owner.UID))
 	case v1alpha1.OwnerNIC:
 		return ipam.NICOwner(spec.Owner.Namespace, spec.Owner.Name)
+	case v1alpha1.OwnerQuarantine:
+		return ipam.QuarantineOwner(spec.Owner.Name)
 	}
 	return ipam.AttachmentOwner(spec.Sandbox, spec.Interface)
 }
 
-// holderName is what people call the holder of a lease.
-func holderName(spec v1alpha1.AddressLeaseSpec) string {
+// HolderName is what people call the holder of a lease.
+func HolderName(spec v1alpha1.AddressLeaseSpec) string {
+	if spec.Owner.Kind == v1alpha1.OwnerQuarantine {
+		return ipam.QuarantineName(spec.Owner.Name)
+	}
 	name := spec.Owner.Kind + " " + spec.Owner.Namespace + "/" + spec.Owner.Name
 	if spec.Owner.Name == "" {
 		name = "sandbox " + spec.Sandbox

@@ -26,6 +26,9 @@ type Users interface {
 	// Alive says whether the container runtime has a sandbox. An error: that is not
 	// known now.
 	Alive(ctx context.Context, sandbox string) (bool, error)
+	// Conflict is told, now and then, of an attachment whose address is another's in the
+	// cluster. It must not wait.
+	Conflict(box *record.Sandbox, a *record.Attachment, holder v1alpha1.AddressLeaseSpec)
 }
 
 // How often things are looked at.
@@ -93,6 +96,7 @@ func (s *Store) syncOurs(ctx context.Context) error {
 		if found.Spec.Node == s.Node && !touched[keyOf(lease)] {
 			there[keyOf(lease)] = true
 			s.meetLocked(lease, obj)
+			s.sinceLocked(lease, found.Spec.Since)
 		}
 	}
 	for k, h := range s.leases {
@@ -247,7 +251,7 @@ func (s *Store) unused(lease ipam.Lease) {
 func (s *Store) assert(ctx context.Context, lease ipam.Lease, users Users) bool {
 	s.mu.Lock()
 	h := s.leases[keyOf(lease)]
-	lost := s.synced && h != nil && h.release == nil && h.uid == "" && !h.conflict
+	lost := s.synced && h != nil && h.release == nil && h.uid == "" && (h.told.IsZero() || time.Since(h.told) > listEvery)
 	s.mu.Unlock()
 	if !lost {
 		return true
@@ -264,10 +268,7 @@ func (s *Store) assert(ctx context.Context, lease ipam.Lease, users Users) bool 
 	}
 	err := s.taker(box, a).create(ctx, lease, pool, true)
 	if errors.Is(err, ipam.ErrTaken) {
-		s.mu.Lock()
-		h.conflict = true // told once
-		s.mu.Unlock()
-		s.Log.Error("an address that a Pod here has is another's in the cluster: delete one of the two", "address", lease.Addr, "pod", box.Pod.String(), "interface", a.Interface, "err", err)
+		s.conflict(ctx, lease, users, err)
 		return true
 	}
 	if err != nil {
@@ -282,6 +283,9 @@ func (s *Store) assert(ctx context.Context, lease ipam.Lease, users Users) bool 
 func (s *Store) wanted(ctx context.Context, lease ipam.Lease, users Users) bool {
 	if isClaim(lease.Owner) {
 		return false
+	}
+	if _, ok := ipam.ParseQuarantineOwner(lease.Owner); ok {
+		return s.quarantined(lease)
 	}
 	sandbox, _, _ := strings.Cut(string(lease.Owner), "/")
 	is, err := users.Alive(ctx, sandbox)
@@ -342,16 +346,18 @@ func (s *Store) listingDue(listed time.Time) bool {
 }
 
 // States counts the leases of this node: those that are held, that are returning to
-// the cluster, and that are conflicting with another's there.
+// the cluster, that are conflicting with another's there, and that are in quarantine.
 func (s *Store) States() map[string]int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	count := map[string]int{"held": 0, "returning": 0, "conflicting": 0}
+	count := map[string]int{"held": 0, "returning": 0, "conflicting": 0, "quarantined": 0}
 	for _, h := range s.leases {
 		switch {
+		case !h.since.IsZero() && h.release == nil:
+			count["quarantined"]++
 		case h.release != nil:
 			count["returning"]++
-		case h.conflict:
+		case !h.told.IsZero():
 			count["conflicting"]++
 		default:
 			count["held"]++

@@ -168,6 +168,8 @@ type node struct {
 	// adding are the sandboxes that are just being attached.
 	adding map[string]bool
 	end    func() // ends Run
+	// conflicts are what was told of.
+	conflicts []string
 }
 
 func newNode(t testing.TB, api *faults, name string) *node {
@@ -244,6 +246,13 @@ func (n *node) Alive(_ context.Context, sandbox string) (bool, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.alive[sandbox], nil
+}
+
+// Conflict notes what is told.
+func (n *node) Conflict(box *record.Sandbox, a *record.Attachment, holder v1alpha1.AddressLeaseSpec) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.conflicts = append(n.conflicts, fmt.Sprintf("%s %s/%s, %s", holder.IP, box.ID, a.Interface, HolderName(holder)))
 }
 
 func parse(t testing.TB, text string) ipam.Config {

@@ -44,6 +44,12 @@ type Pool struct {
 // maxPools bounds how many ranges have series of their own.
 const maxPools = 2000
 
+// Nodes find strangers, and tell the adviser of some.
+const (
+	conflictsName = "weft_address_conflicts_total"
+	conflictsHelp = "Addresses that a stranger was found to use."
+)
+
 // NewController makes the metrics of a controller of that version.
 func NewController(version string, facts func() ControllerFacts) *Controller {
 	m := &Controller{registry: prometheus.NewRegistry()}
@@ -52,7 +58,7 @@ func NewController(version string, facts func() ControllerFacts) *Controller {
 		Name: "weft_leases_collected_total", Help: "Addresses given back that nobody had any more, by reason.",
 	}, []string{"reason"})
 	m.conflicts = prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "weft_address_conflicts_total", Help: "Addresses that a stranger was found to use.",
+		Name: conflictsName, Help: conflictsHelp,
 	})
 	m.advice = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "weft_advice_duration_seconds", Buckets: append([]float64{0.0001, 0.00025, 0.0005}, seconds...),

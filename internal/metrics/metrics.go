@@ -35,6 +35,8 @@ type Metrics struct {
 	requests *prometheus.CounterVec
 	changes  prometheus.Counter
 	repairs  prometheus.Counter
+	// conflicts are addresses that others use.
+	conflicts prometheus.Counter
 
 	// mu guards plugins: those that have a name.
 	mu      sync.Mutex
@@ -71,7 +73,10 @@ func New(version string, facts func() Facts) *Metrics {
 	m.repairs = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "weft_network_repairs_total", Help: "Attachments that were put right.",
 	})
-	m.registry.MustRegister(m.phases, m.failures, m.requests, m.changes, m.repairs, build(version), present{facts},
+	m.conflicts = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: conflictsName, Help: conflictsHelp,
+	})
+	m.registry.MustRegister(m.phases, m.failures, m.requests, m.changes, m.repairs, m.conflicts, build(version), present{facts},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -105,6 +110,9 @@ func (m *Metrics) Requested(method, resource string, code int) {
 
 // Changed counts a Pod whose networks changed by themselves.
 func (m *Metrics) Changed() { m.changes.Inc() }
+
+// Conflict counts an address that was found in use by somebody who has no lease of it.
+func (m *Metrics) Conflict() { m.conflicts.Inc() }
 
 // Repaired counts attachments that were put right.
 func (m *Metrics) Repaired(count int) { m.repairs.Add(float64(count)) }

@@ -154,7 +154,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	a.engine, err = chain.New(ctx, chain.Options{
 		Instance: opt.Instance, Machine: opt.Node, Records: records, Dataplane: plane, Host: plane.Host(), Addresses: a.leases, Leases: a.leases,
 		Networks: definitions{networks.Definitions{Reader: a.cache}, networks.Definitions{Reader: a.api}}, BinDirs: opt.BinDirs, HostRoot: opt.HostRoot,
-		Cluster: true, Claims: a.claims, Keep: a.claims.keep, Devices: device.NewKubelet(opt.HostRoot, opt.KubeletDir), Observe: a.observe, Warned: a.warned, Log: opt.Log,
+		Cluster: true, Claims: a.claims, Keep: a.claims.keep, Devices: device.NewKubelet(opt.HostRoot, opt.KubeletDir), Observe: a.observe, Warned: a.warned, Strange: a.strange, Log: opt.Log,
 	})
 	if err != nil {
 		return err
@@ -247,9 +247,9 @@ func (a *agent) note(box *record.Sandbox) {
 	a.loop.Add(podOf(box))
 }
 
-func podOf(box *record.Sandbox) store.Key {
-	return store.Key{Namespace: box.Pod.Namespace, Name: box.Pod.Name}
-}
+func podOf(box *record.Sandbox) store.Key { return podKey(box.Pod) }
+
+func podKey(pod record.Pod) store.Key { return store.Key{Namespace: pod.Namespace, Name: pod.Name} }
 
 // forgetPause is how long the runtime, or the next collection, is given to take
 // care of the sandbox of a Pod that is gone.

@@ -21,6 +21,7 @@ import (
 // leases keeps this node's AddressLeases.
 type leases struct {
 	*lease.Store
+	agent   *agent
 	api     store.Store
 	runtime *cri.Runtime
 	engine  *chain.Engine // set before it runs
@@ -47,7 +48,7 @@ func newLeases(a *agent, opt Options) (*leases, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &leases{Store: held, api: a.api, runtime: cri.NewRuntime(opt.HostRoot, opt.CRISocket), advice: asks}, nil
+	return &leases{Store: held, agent: a, api: a.api, runtime: cri.NewRuntime(opt.HostRoot, opt.CRISocket), advice: asks}, nil
 }
 
 // alone is the task of a node that asks no adviser.
