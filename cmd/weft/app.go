@@ -46,7 +46,7 @@ func (a *app) command() *cobra.Command {
 		a.upCommand(), a.applyCommand(), a.deleteCommand(), a.downCommand(),
 		a.getCommand(), a.describeCommand(),
 		a.execCommand(), a.consoleCommand(), a.logsCommand(), a.vmCommand(),
-		a.imageCommand(), a.versionCommand(),
+		a.imageCommand(), a.ipCommand(), a.versionCommand(),
 	)
 	return root
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	cni "github.com/containernetworking/cni/pkg/types/100"
 
@@ -78,7 +79,7 @@ func (e *Engine) attach(ctx context.Context, eyes *look, box *record.Sandbox, de
 
 func (t *attaching) newRecord(d Delegate) *record.Attachment {
 	rec := &record.Attachment{
-		Network: d.Network, Interface: d.Interface, Default: d.Default, Stage: record.Intent, Kind: record.Native,
+		Network: d.Network, Interface: d.Interface, Default: d.Default, Stage: record.Intent, Kind: record.Native, Since: int(time.Now().Unix()),
 		Config: d.Conf.Bytes, Selection: d.Selection, CNIArgs: d.CNIArgs, CapabilityArgs: d.CapabilityArgs,
 		NativeMain: d.Native != nil, IPAM: d.IPAM, Resource: d.Resource, Device: d.Device, DeviceFile: d.DeviceFile,
 	}

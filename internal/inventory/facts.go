@@ -2,7 +2,8 @@
 // the cluster: which pools networks have, who holds what, and whether those owners
 // and their nodes are there. The controller collects by it, and people look by it.
 //
-// It changes nothing, and package garbage judges.
+// Package garbage judges. What is changed here is what a person asks for: one
+// address is given back.
 package inventory
 
 import (
@@ -63,18 +64,20 @@ func NewLook(api store.Store) *Look { return &Look{api: api, nodes: map[string]N
 // Facts reads what is known of an owner and its node.
 func (l *Look) Facts(ctx context.Context, o v1alpha1.LeaseOwner, nodeName string) garbage.Facts {
 	node := l.Node(ctx, nodeName)
-	facts := garbage.Facts{Node: node.Node, Heard: node.Heard}
+	return garbage.Facts{Owner: l.Owner(ctx, o), Node: node.Node, Heard: node.Heard}
+}
+
+// Owner reads what is known of an owner.
+func (l *Look) Owner(ctx context.Context, o v1alpha1.LeaseOwner) garbage.Owner {
 	switch {
 	case o.Kind == v1alpha1.OwnerPod && o.UID == "", o.Kind == v1alpha1.OwnerQuarantine:
-		facts.Owner = garbage.Nameless
+		return garbage.Nameless
 	case o.Kind == v1alpha1.OwnerPod:
-		facts.Owner = l.pod(ctx, o)
+		return l.pod(ctx, o)
 	case o.Kind == v1alpha1.OwnerClaim:
-		facts.Owner = l.claim(ctx, o)
-	default: // whose end is told by others
-		facts.Owner = garbage.Live
+		return l.claim(ctx, o)
 	}
-	return facts
+	return garbage.Live // its end is told by others
 }
 
 func (l *Look) pod(ctx context.Context, o v1alpha1.LeaseOwner) garbage.Owner {

@@ -3,10 +3,13 @@ package inventory
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/weftnet/weft/api/netattach"
+	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/kind"
 	"github.com/weftnet/weft/internal/lease"
@@ -33,27 +36,55 @@ func NetworksOf(obj *store.Object) (list []ipam.Network) {
 	if err != nil {
 		return nil
 	}
-	conf, err := netattach.ParseConfig([]byte(definition.Config), obj.GetName())
+	list, err = NetworksIn(definition.FullName(), obj.GetName(), []byte(definition.Config))
 	if err != nil {
 		return nil
+	}
+	return list
+}
+
+// NetworksIn is NetworksOf for a configuration that people call name, empty: as it
+// calls itself; which is of the network confName unless it says so itself.
+func NetworksIn(name, confName string, config []byte) (list []ipam.Network, err error) {
+	conf, err := netattach.ParseConfig(config, confName)
+	if err != nil {
+		return nil, err
+	}
+	if name == "" {
+		name = conf.Name
 	}
 	for _, plugin := range conf.Plugins {
 		if !ipam.Supported(plugin.IPAMType) {
 			continue
 		}
-		if config, err := configOf(plugin); err == nil {
-			list = append(list, ipam.Network{Name: definition.FullName(), Config: config})
+		if config, err := configOf(conf.Name, plugin); err == nil {
+			list = append(list, ipam.Network{Name: name, Config: config})
 		}
 	}
-	return list
+	return list, nil
 }
 
-func configOf(plugin netattach.PluginConf) (ipam.Config, error) {
+// configOf reads the configuration of one plugin, as it is called: with the network's
+// name, which is the scope of some addresses.
+func configOf(network string, plugin netattach.PluginConf) (ipam.Config, error) {
+	members := map[string]json.RawMessage{}
+	if err := json.Unmarshal(plugin.Bytes, &members); err != nil {
+		return ipam.Config{}, hint.JSON("", err)
+	}
+	quoted, err := json.Marshal(network)
+	if err != nil {
+		return ipam.Config{}, fmt.Errorf("name of network: %w", err)
+	}
+	members["name"] = quoted
+	text, err := json.Marshal(members)
+	if err != nil {
+		return ipam.Config{}, fmt.Errorf("configuration of network %s: %w", network, err)
+	}
 	native, ok := kind.Lookup(plugin.Type)
 	if !ok {
-		return ipam.Parse(plugin.Bytes, "")
+		return ipam.Parse(text, "")
 	}
-	conf, err := native.Parse(kind.Input{Config: plugin.Bytes})
+	conf, err := native.Parse(kind.Input{Config: text})
 	if err != nil {
 		return ipam.Config{}, err
 	}

@@ -13,6 +13,7 @@ import (
 //	GET  /v1/objects/KIND?namespace=&name=  -> ObjectsReply
 //	GET  /v1/watch/KIND?namespace=&since=   -> one WatchEvent per line
 //	GET  /v1/journeys/KIND/NS/NAME          -> JourneyReply
+//	GET  /v1/addresses                      -> AddressesReply
 //	GET  /v1/domxml/NS/NAME                 -> text
 //	POST /v1/exec/NS/NAME  ExecRequest      -> ExecReply
 //	POST /v1/vm/NS/NAME/{start,stop,restart}

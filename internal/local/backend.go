@@ -17,8 +17,10 @@ import (
 	"github.com/weftnet/weft/internal/controller"
 	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/instance"
+	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/launcher"
 	"github.com/weftnet/weft/internal/qemu"
+	"github.com/weftnet/weft/internal/record"
 	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/internal/vmnet"
 )
@@ -71,6 +73,9 @@ type backend struct {
 	prune       func(ctx context.Context) ([]string, error)
 	// collect frees what removed images have left; inUse tells by digest.
 	collect func(ctx context.Context, inUse func(digest string) bool) error
+	// addresses are those held on this machine, and records say by whom.
+	addresses *ipam.Memory
+	records   *record.Store
 }
 
 var _ Backend = (*backend)(nil)

@@ -90,6 +90,12 @@ func (c *Client) Journey(ctx context.Context, gvk schema.GroupVersionKind, key s
 	return journey, c.call(ctx, http.MethodGet, "/v1/journeys/"+gvk.Kind+"/"+key.Namespace+"/"+key.Name, nil, &journey)
 }
 
+// Addresses tells who holds which address.
+func (c *Client) Addresses(ctx context.Context) (AddressesReply, error) {
+	var reply AddressesReply
+	return reply, c.call(ctx, http.MethodGet, "/v1/addresses", nil, &reply)
+}
+
 // DomainXML gives the libvirt domain of a VM.
 func (c *Client) DomainXML(ctx context.Context, key store.Key) (string, error) {
 	body, err := c.open(ctx, http.MethodGet, "/v1/domxml/"+key.Namespace+"/"+key.Name, nil)

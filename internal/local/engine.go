@@ -13,7 +13,7 @@ import (
 
 // newEngine makes the attach engine of this machine. Its addresses live in
 // memory: the records and NIC identities on disk are where they come from.
-func newEngine(ctx context.Context, opt Options, objects store.Store, records *record.Store, plane *dataplane.Dataplane) (*chain.Engine, error) {
+func newEngine(ctx context.Context, opt Options, objects store.Store, records *record.Store, plane *dataplane.Dataplane, addresses *ipam.Memory) (*chain.Engine, error) {
 	routed, err := hostRoutes()
 	if err != nil {
 		return nil, err
@@ -27,7 +27,7 @@ func newEngine(ctx context.Context, opt Options, objects store.Store, records *r
 		return nil, err
 	}
 	return chain.New(ctx, chain.Options{
-		Instance: opt.Instance.Tag, Machine: seed, Records: records, Dataplane: plane, Host: plane.Host(), Addresses: ipam.NewMemory(),
+		Instance: opt.Instance.Tag, Machine: seed, Records: records, Dataplane: plane, Host: plane.Host(), Addresses: addresses,
 		Networks: networks.Definitions{Reader: objects}, Claims: networks.Claims{Reader: objects}, Default: chain.DefaultNetwork{Config: config}, BinDirs: opt.BinDirs, Log: opt.Log,
 	})
 }

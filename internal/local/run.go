@@ -19,6 +19,7 @@ import (
 	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/image"
 	"github.com/weftnet/weft/internal/instance"
+	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/qemu"
 	"github.com/weftnet/weft/internal/record"
 	storelocal "github.com/weftnet/weft/internal/store/local"
@@ -73,7 +74,8 @@ func Run(ctx context.Context, opt Options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, plane.Close()) }()
-	engine, err := newEngine(ctx, opt, objects, records, plane)
+	addresses := ipam.NewMemory()
+	engine, err := newEngine(ctx, opt, objects, records, plane, addresses)
 	if err != nil {
 		return err
 	}
@@ -95,7 +97,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	server := &Server{
 		Instance: in, Info: Info{Version: version.Text, PID: os.Getpid(), Tag: in.Tag, Accel: string(opt.Accel)},
 		Store: objects, Applier: &Applier{Store: objects, Validate: validate},
-		Backend: &backend{Node: node, instance: in, store: objects, controllers: controllers, prune: node.PruneAll, collect: images.Collect},
+		Backend: &backend{Node: node, instance: in, store: objects, controllers: controllers, prune: node.PruneAll, collect: images.Collect, addresses: addresses, records: records},
 		Ended:   end,
 	}
 	return runTasks(ctx, opt.Log, tasksOf(node, controllers, server))

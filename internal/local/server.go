@@ -21,6 +21,7 @@ import (
 // Backend is what the socket API needs beside the store.
 type Backend interface {
 	Journey(ctx context.Context, gvk schema.GroupVersionKind, key store.Key) (status.Journey, error)
+	Addresses(ctx context.Context) (AddressesReply, error)
 	DomainXML(ctx context.Context, key store.Key) (string, error)
 	GuestExec(ctx context.Context, key store.Key, command []string) (ExecReply, error)
 	VMAction(ctx context.Context, key store.Key, action string) error
@@ -89,6 +90,13 @@ func (s *Server) routes() http.Handler {
 	handle("GET /v1/objects/{kind}", s.objects)
 	handle("GET /v1/watch/{kind}", s.watch)
 	handle("GET /v1/journeys/{kind}/{namespace}/{name}", s.journey)
+	handle("GET /v1/addresses", func(w http.ResponseWriter, r *http.Request) error {
+		reply, err := s.Backend.Addresses(r.Context())
+		if err != nil {
+			return err
+		}
+		return writeJSON(w, reply)
+	})
 	handle("GET /v1/domxml/{namespace}/{name}", s.domainXML)
 	handle("POST /v1/exec/{namespace}/{name}", s.exec)
 	handle("POST /v1/vm/{namespace}/{name}/{action}", func(w http.ResponseWriter, r *http.Request) error {

@@ -206,6 +206,7 @@ func (w *writer) attachment(a *Attachment) {
 	w.string("stage", string(a.Stage))
 	w.set("reason", a.Reason)
 	w.string("kind", string(a.Kind))
+	w.count("since", a.Since)
 	w.json("config", a.Config)
 	if a.Selection != nil {
 		w.other("selection", a.Selection)

@@ -101,6 +101,8 @@ type Attachment struct {
 	Stage   Stage  `json:"stage"`
 	Reason  string `json:"reason,omitempty"`
 	Kind    Kind   `json:"kind"`
+	// Since is when it was asked for, in seconds of Unix; 0: by an earlier weft.
+	Since int `json:"since,omitempty"`
 
 	// Config is the CNI configuration list as it was when it was asked for.
 	Config json.RawMessage `json:"config"`
