@@ -193,6 +193,7 @@ func (e *Engine) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var ending []func() error
 	for _, id := range ids {
 		box, err := e.Records.Load(id)
 		if err != nil {
@@ -204,15 +205,21 @@ func (e *Engine) load(ctx context.Context) error {
 		for _, a := range box.Attachments {
 			for _, l := range a.Leases {
 				lease := ipam.Lease{Scope: ipam.Scope(l.Scope), Addr: l.Addr, Owner: ipam.Owner(l.Owner)}
-				take := e.Addresses.Take
+				take := func() error { return e.Addresses.Take(ctx, lease) }
 				if a.Leased && e.Leases != nil {
-					take = func(_ context.Context, lease ipam.Lease) error { return e.Leases.Hold(lease) }
+					take = func() error { return e.Leases.Hold(lease) }
 				}
-				if err := take(ctx, lease); err != nil {
+				if a.Stage != record.Attached {
+					ending = append(ending, take)
+				} else if err := take(); err != nil {
 					e.Log.Error("address of a record is held by another", "sandbox", id, "address", l.Addr, "err", err)
 				}
 			}
 		}
+	}
+	// What was being given back when we died may be another's by now, who comes first.
+	for _, take := range ending {
+		_ = take()
 	}
 	return nil
 }
