@@ -176,6 +176,12 @@ func (s *Store) Take(_ context.Context, lease ipam.Lease) error { return s.memor
 // Hold notes that an attachment has an address in the cluster, since before this
 // process began.
 func (s *Store) Hold(lease ipam.Lease) error {
+	s.mu.Lock()
+	old := s.supersedeLocked(lease)
+	s.mu.Unlock()
+	if old != "" {
+		s.write(old)
+	}
 	if err := s.memory.Hold(lease); err != nil {
 		return err
 	}
@@ -185,6 +191,20 @@ func (s *Store) Hold(lease ipam.Lease) error {
 		s.leases[keyOf(lease)] = &held{owner: lease.Owner}
 	}
 	return nil
+}
+
+// supersedeLocked forgets that an address is to be given back for another owner than
+// the one that has it now: that was done, and we died before it was written down. It
+// gives the other; empty: there is none.
+func (s *Store) supersedeLocked(lease ipam.Lease) ipam.Owner {
+	h := s.leases[keyOf(lease)]
+	if h == nil || h.owner == lease.Owner || h.release == nil || h.release.busy {
+		return ""
+	}
+	delete(s.leases, keyOf(lease))
+	close(h.release.done)
+	_ = s.memory.Release(context.Background(), ipam.Lease{Scope: lease.Scope, Addr: lease.Addr, Owner: h.owner}) // fails never
+	return h.owner
 }
 
 // Held lists what an owner holds, but for what is on its way back.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -544,4 +545,48 @@ func TestFrozenAPI(t *testing.T) {
 	api.set(nil)
 	n.run()
 	nothingLeft(t, api, n)
+}
+
+// TestKilledBeforeTheReleaseIsForgotten: an address was given back and taken again,
+// and the process died before it had deleted the file about the first. Who has it
+// now is known, by the record or by the cluster, and gives it back.
+func TestKilledBeforeTheReleaseIsForgotten(t *testing.T) {
+	const tiny = `{"type":"whereabouts","range":"10.9.0.5/32"}`
+	for _, record := range []bool{true, false} {
+		api := newAPI(t)
+		n := newNode(t, api, "n1")
+		addr := n.mustAdd(parse(t, tiny), "old")
+		api.set(func(verb, _ string) fault {
+			if verb == "delete" {
+				return fault{before: errAway}
+			}
+			return fault{}
+		})
+		n.del("old")
+		files, err := filepath.Glob(filepath.Join(n.dir, "*.json*"))
+		if err != nil || len(files) != 1 {
+			t.Fatalf("files: %q, %v", files, err)
+		}
+		text, err := os.ReadFile(files[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		api.set(nil)
+		n.drain(t.Context())
+		same(t, "addresses", n.mustAdd(parse(t, tiny), "new"), addr)
+		if err := os.WriteFile(files[0], text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if record {
+			api.set(func(verb, _ string) fault { return fault{before: errAway} })
+		} else {
+			clear(n.boxes)
+		}
+		n.start()
+		api.set(nil)
+		n.drain(t.Context())
+		same(t, "objects", objects(t, api), []string{addr[0] + " n1 new/net1"})
+		n.del("new")
+		nothingLeft(t, api, n)
+	}
 }

@@ -73,6 +73,12 @@ func (s *Store) syncOurs(ctx context.Context) error {
 	s.touched = map[key]bool{}
 	s.mu.Unlock()
 	list, _, err := s.API.List(ctx, v1alpha1.AddressLeaseKind, store.Selector{Labels: map[string]string{v1alpha1.NodeLabel: label(s.Node)}})
+	var superseded []ipam.Owner
+	defer func() {
+		for _, owner := range superseded {
+			s.write(owner)
+		}
+	}()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	touched := s.touched
@@ -95,6 +101,9 @@ func (s *Store) syncOurs(ctx context.Context) error {
 		lease := ipam.Lease{Scope: ipam.Scope(found.Spec.Scope), Addr: found.Spec.IP, Owner: ownerOf(found.Spec)}
 		if found.Spec.Node == s.Node && !touched[keyOf(lease)] {
 			there[keyOf(lease)] = true
+			if old := s.supersedeLocked(lease); old != "" {
+				superseded = append(superseded, old)
+			}
 			s.meetLocked(lease, obj)
 			s.sinceLocked(lease, found.Spec.Since)
 		}
