@@ -77,6 +77,9 @@ const (
 	// OwnerQuarantine has an address that is given to nobody, because somebody uses it
 	// without a lease; the owner's name is that station's link-layer address.
 	OwnerQuarantine = "Quarantine"
+	// OwnerWhereabouts is of an address that Whereabouts gave to what was not found, or
+	// about which its objects disagree; the name is that which stands there.
+	OwnerWhereabouts = "Whereabouts"
 )
 
 // Labels of a lease, by which the API server selects.
@@ -84,6 +87,8 @@ const (
 	NodeLabel     = "weft.network/node"
 	PoolLabel     = "weft.network/pool"
 	OwnerUIDLabel = "weft.network/owner-uid"
+	// ImportedLabel is on the leases of what Whereabouts gave.
+	ImportedLabel = "weft.network/imported"
 )
 
 // LeaseFromObject reads a lease.

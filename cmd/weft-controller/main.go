@@ -27,6 +27,9 @@ func main() {
 	advertise := flags.String("advertise-address", os.Getenv("POD_IP"), "with --adviser-address: address of this machine that nodes reach; without, that in POD_IP")
 	grace := flags.Duration("collect-after", 30*time.Second, "give back addresses whose owner ended this long ago, if its node did not")
 	compare := flags.Duration("compare-every", 5*time.Minute, "how often all leases are compared with their owners")
+	whereabouts := flags.String("whereabouts", "", "what to do about Whereabouts, see docs/whereabouts-migration.md: takeOver or handBack; without, who gives addresses goes on")
+	whereaboutsNamespace := flags.String("whereabouts-namespace", "kube-system", "where Whereabouts keeps its objects")
+	importedFor := flags.Duration("imported-for", 24*time.Hour, "give back addresses that Whereabouts gave to nobody knows whom after so long")
 	os.Exit(daemon.Main(flags, func(ctx context.Context, log *slog.Logger) error {
 		if hostErr != nil && *name == "" {
 			return fmt.Errorf("find this machine's name: %w", hostErr)
@@ -38,8 +41,9 @@ func main() {
 		}
 		return cluster.Run(ctx, cluster.Options{
 			Kubeconfig: *kubeconfig, Namespace: *namespace, Name: *name, Web: *web, Adviser: *adviser, Advertise: *advertise,
-			Grace: *grace, Compare: *compare, Version: version.Text,
-			Log: log,
+			Grace: *grace, Compare: *compare,
+			Whereabouts: *whereabouts, WhereaboutsNamespace: *whereaboutsNamespace, ImportedFor: *importedFor,
+			Version: version.Text, Log: log,
 		})
 	}))
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/weftnet/weft/api/v1alpha1"
 	"github.com/weftnet/weft/internal/adviser"
 	"github.com/weftnet/weft/internal/inventory"
+	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/store"
 )
 
@@ -181,6 +182,18 @@ func (b *book) pick(wanted func(*held) bool) map[string][]netip.Addr {
 		}
 	}
 	return out
+}
+
+// OfWhereabouts says whether an address of one of its networks is held.
+func (b *book) OfWhereabouts() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, is := range b.leases {
+		if _, _, ok := ipam.ParseWhereaboutsScope(ipam.Scope(is.scope)); ok {
+			return true
+		}
+	}
+	return false
 }
 
 // Count says how many leases there are, and how many cannot be read.

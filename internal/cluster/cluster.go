@@ -13,6 +13,9 @@ import (
 	"encoding/hex"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -49,6 +52,12 @@ type Options struct {
 	// Grace is for how long an owner must have ended before its addresses are given
 	// back, and Compare how often everything is read anew.
 	Grace, Compare time.Duration
+	// Whereabouts is what is to be done about Whereabouts: TakeOver, HandBack, Mixed, or
+	// nothing. Its objects are in WhereaboutsNamespace.
+	Whereabouts, WhereaboutsNamespace string
+	// ImportedFor is how long an address is held that Whereabouts gave to nobody knows
+	// whom.
+	ImportedFor time.Duration
 	// Version is told in the metrics.
 	Version string
 	Log     *slog.Logger
@@ -61,6 +70,9 @@ type controller struct {
 	count *metrics.Controller
 	// state is what the leader knows; nil while another leads.
 	state atomic.Pointer[state]
+	// disagreements counts what did not fit together in what Whereabouts gave.
+	disagreements atomic.Int64
+	settle        time.Duration // see settleFor
 }
 
 // state is what is known while leading.
@@ -90,6 +102,11 @@ func Run(ctx context.Context, opt Options) error {
 	if opt.Adviser != "" && opt.Advertise == "" {
 		return &hint.Error{Field: "--advertise-address", Problem: "is missing", Remedy: "give the address under which nodes reach this machine, or set POD_IP"}
 	}
+	if _, known := wishes[opt.Whereabouts]; !known && opt.Whereabouts != "" {
+		return &hint.Error{
+			Field: "--whereabouts", Value: opt.Whereabouts, Problem: "is nothing that can be done", Remedy: "give " + strings.Join(slices.Sorted(maps.Keys(wishes)), " or ") + ", or leave it out",
+		}
+	}
 	c := newController(opt)
 	api, err := kube.Connect(opt.Kubeconfig, "weft-controller", c.count.Requested)
 	if err != nil {
@@ -99,7 +116,7 @@ func Run(ctx context.Context, opt Options) error {
 }
 
 func newController(opt Options) *controller {
-	c := &controller{Options: opt}
+	c := &controller{Options: opt, settle: settleFor}
 	c.count = metrics.NewController(opt.Version, c.facts)
 	return c
 }
@@ -141,7 +158,7 @@ func (c *controller) lead(ctx context.Context, term *elect.Period) error {
 		feed{api: c.api, gvk: leaseKind, every: c.Compare, to: s.book, log: c.Log},
 		feed{api: c.api, gvk: podKind, every: c.Compare, to: s.pods, log: c.Log},
 		feed{api: c.api, gvk: networks.DefinitionKind, every: c.Compare, to: s.ranges, log: c.Log},
-		collect, newTeller(c, s, writer),
+		collect, newTeller(c, s, writer), &beside{controller: c, state: s, writer: writer},
 	}
 	if c.Adviser != "" {
 		tasks = append(tasks, &desk{controller: c, state: s, writer: writer, callers: newCallers(c.api, c.Namespace, agentName)})
@@ -168,6 +185,7 @@ func (c *controller) facts() metrics.ControllerFacts {
 		facts.Known = s.book.Synced()
 		facts.Leases, facts.Unreadable = s.book.Count()
 		facts.Pools, facts.Waiting = s.measured(), s.waiting(time.Now(), c.Grace)
+		facts.Disagreements = float64(c.disagreements.Load())
 	}
 	return facts
 }

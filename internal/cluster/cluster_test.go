@@ -105,17 +105,23 @@ func (c *copyOf) said(text string) int {
 	return strings.Count(c.log.String(), text)
 }
 
+// kubeconfig gives one with a token.
+func (l *lab) kubeconfig(name, server, token string) (file string) {
+	l.t.Helper()
+	file = filepath.Join(l.dir, name+".kubeconfig")
+	config := fmt.Sprintf(`{"apiVersion":"v1","kind":"Config","current-context":"c","contexts":[{"name":"c","context":{"cluster":"c","user":"u"}}],
+		"clusters":[{"name":"c","cluster":{"server":%q,"certificate-authority":%q}}],"users":[{"name":"u","user":{"token":%q}}]}`, server, filepath.Join(l.Dir, "ca.crt"), token)
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		l.t.Fatal(err)
+	}
+	return file
+}
+
 // controller starts a copy with what its ServiceAccount may do.
 func (l *lab) controller(name string, adviser int, more ...string) *copyOf {
 	l.t.Helper()
 	c := &copyOf{name: name, proxy: l.Proxy(l.t)}
-	token := l.token("weft-controller", "")
-	file := filepath.Join(l.dir, name+".kubeconfig")
-	config := fmt.Sprintf(`{"apiVersion":"v1","kind":"Config","current-context":"c","contexts":[{"name":"c","context":{"cluster":"c","user":"u"}}],
-		"clusters":[{"name":"c","cluster":{"server":%q,"certificate-authority":%q}}],"users":[{"name":"u","user":{"token":%q}}]}`, c.proxy.URL, filepath.Join(l.Dir, "ca.crt"), token)
-	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
-		l.t.Fatal(err)
-	}
+	file := l.kubeconfig(name, c.proxy.URL, l.token("weft-controller", ""))
 	args := append([]string{
 		"--net=" + l.NetNS(), "--", filepath.Join(l.dir, "weft-controller"), "--kubeconfig=" + file, "--namespace=kube-system",
 		"--name=" + name, "--collect-after=1s", "--compare-every=5s", fmt.Sprintf("--adviser-address=127.0.0.1:%d", adviser), "--advertise-address=127.0.0.1",

@@ -78,6 +78,9 @@ func (c *collector) pass(ctx context.Context) {
 		if o.Kind == v1alpha1.OwnerPod && o.UID != "" {
 			return !c.pods.Live(o.UID)
 		}
+		if o.Kind == v1alpha1.OwnerWhereabouts { // see collectStrays
+			return false
+		}
 		_, seen := c.sights[o]
 		return compare || seen
 	})

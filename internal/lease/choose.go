@@ -49,6 +49,9 @@ var errNoneKnown = errors.New("no address is known to be free")
 
 // TakeFrom holds an address of a range for the attachment, in the cluster.
 func (t *taker) TakeFrom(ctx context.Context, scope ipam.Scope, r ipam.Range, owner ipam.Owner) (netip.Addr, error) {
+	if _, err := t.permitted(ctx, scope); err != nil {
+		return netip.Addr{}, err
+	}
 	if addr, err := t.advised(ctx, scope, r, owner); err != nil || addr.IsValid() {
 		return addr, err
 	}

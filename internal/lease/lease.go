@@ -31,6 +31,7 @@ import (
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/record"
 	"github.com/weftnet/weft/internal/store"
+	"github.com/weftnet/weft/internal/whereabouts"
 )
 
 // How long the API server is waited for.
@@ -58,7 +59,10 @@ type Options struct {
 	Dir string
 	// Adviser is asked for addresses first; nil: this node chooses alone.
 	Adviser Adviser
-	Log     *slog.Logger
+	// Giving is the ConfigMap that says who gives addresses of Whereabouts' networks;
+	// zero: weft does.
+	Giving store.Key
+	Log    *slog.Logger
 }
 
 // Store is what one node holds.
@@ -80,6 +84,8 @@ type Store struct {
 	// synced: the API server has the kind, and our leases of before are known.
 	// chosen: addresses come from leases, though Whereabouts is there.
 	synced, chosen bool
+	// giving is who gives addresses of Whereabouts' networks; nil: to be read.
+	giving *whereabouts.Giving
 	// askedAt is when the kind was not served, deferredAt when it was, and addresses
 	// were left to Whereabouts.
 	askedAt, deferredAt time.Time
@@ -277,6 +283,9 @@ func (t *taker) Take(ctx context.Context, lease ipam.Lease) error {
 			return unanswered(ctx.Err())
 		}
 	}
+	if _, err := t.permitted(ctx, lease.Scope); err != nil {
+		return errors.Join(err, t.memory.Release(ctx, lease))
+	}
 	return t.settle(ctx, lease, t.create(ctx, lease, t.poolOf(lease), true))
 }
 
@@ -350,9 +359,7 @@ func (t *taker) spec(lease ipam.Lease, pool string) v1alpha1.AddressLeaseSpec {
 func (t *taker) create(ctx context.Context, lease ipam.Lease, pool string, named bool) error {
 	ctx, cancel := context.WithTimeout(ctx, takePatience)
 	defer cancel()
-	obj := v1alpha1.AddressLease{Spec: t.spec(lease, pool)}
-	obj.Name, obj.Labels = Name(lease.Scope, lease.Addr), labels(obj.Spec)
-	document := obj.Object()
+	document := Document(t.spec(lease, pool)).Object()
 	lost := false
 	for pause := 20 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		made, err := t.ask(ctx, func(ctx context.Context) (*store.Object, error) { return t.API.Create(ctx, document) })
@@ -372,6 +379,7 @@ func (t *taker) create(ctx context.Context, lease ipam.Lease, pool string, named
 		case errors.Is(err, ipam.ErrTaken):
 			return err
 		case refused && !lost:
+			t.forgetGiving() // it may be another by now
 			return err
 		}
 		lost = true

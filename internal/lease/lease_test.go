@@ -14,6 +14,7 @@ import (
 	"github.com/weftnet/weft/api/v1alpha1"
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/store"
+	"github.com/weftnet/weft/internal/whereabouts"
 )
 
 // small has four addresses.
@@ -455,11 +456,42 @@ func TestBesideWhereabouts(t *testing.T) {
 	with, without := newNode(t, api, "n1"), newNode(t, api, "n2")
 	serves(with, true, false)
 	serves(without, false, true)
-	without.mustAdd(parse(t, small), "a")
-	later := newNode(t, api, "n3")
-	serves(later, true, true)
-	without.del("a")
-	serves(later, true, true)
+	for _, c := range []struct {
+		by           whereabouts.Giver
+		with, refuse bool
+		problem      string
+	}{
+		{whereabouts.ByWhereabouts, false, true, "plugin is not on this node"},
+		{whereabouts.ByNobody, false, true, "pass to weft"},
+		{whereabouts.ByWeft, true, false, ""},
+	} {
+		giving := &store.Object{Object: map[string]any{
+			"apiVersion": "v1", "kind": "ConfigMap", "metadata": map[string]any{"name": whereabouts.ConfigMap, "namespace": "weft"},
+			"data": whereabouts.Giving{By: c.by, To: whereabouts.ByWeft}.Data(),
+		}}
+		key := store.KeyOf(giving)
+		if old, err := api.Store.Get(t.Context(), giving.GroupVersionKind(), key); err == nil {
+			if err := api.Store.Delete(t.Context(), giving.GroupVersionKind(), key, store.Precondition{UID: old.GetUID()}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := api.Create(t.Context(), giving); err != nil {
+			t.Fatal(err)
+		}
+		n := newNode(t, api, "by-"+string(c.by))
+		n.Giving = store.Key{Namespace: "weft", Name: whereabouts.ConfigMap}
+		got, err := n.Serves(t.Context(), true)
+		if got != c.with || err != nil && c.by != whereabouts.ByNobody {
+			t.Errorf("%s gives: %v, %v", c.by, got, err)
+		}
+		_, err = n.add(parse(t, small), "by-"+string(c.by))
+		if c.refuse != (err != nil) || err != nil && !strings.Contains(err.Error(), c.problem) {
+			t.Errorf("%s gives: %v", c.by, err)
+		}
+		if _, err := n.add(parse(t, `{"type":"host-local","clusterWide":true,"ranges":[[{"subnet":"10.66.0.0/24"}]]}`), "own-"+string(c.by)); err != nil {
+			t.Errorf("of a network that is not Whereabouts': %v", err)
+		}
+	}
 }
 
 // TestFreedWhileCreating: B7 of the notes. However long an attachment takes, what it

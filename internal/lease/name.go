@@ -72,6 +72,13 @@ func labels(spec v1alpha1.AddressLeaseSpec) map[string]string {
 	return all
 }
 
+// Document is the object of a lease.
+func Document(spec v1alpha1.AddressLeaseSpec) *v1alpha1.AddressLease {
+	lease := &v1alpha1.AddressLease{Spec: spec}
+	lease.Name, lease.Labels = Name(ipam.Scope(spec.Scope), spec.IP), labels(spec)
+	return lease
+}
+
 // label gives a value that a label can have: that of a longer one is a hash.
 func label(value string) string {
 	if len(validation.IsValidLabelValue(value)) == 0 {

@@ -7,8 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"k8s.io/apimachinery/pkg/runtime/schema"
-
 	"github.com/weftnet/weft/api/v1alpha1"
 	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/ipam"
@@ -99,7 +97,7 @@ func (s *Store) syncOurs(ctx context.Context) error {
 			continue
 		}
 		lease := ipam.Lease{Scope: ipam.Scope(found.Spec.Scope), Addr: found.Spec.IP, Owner: ownerOf(found.Spec)}
-		if found.Spec.Node == s.Node && !touched[keyOf(lease)] {
+		if found.Spec.Node == s.Node && found.Spec.Owner.Kind != v1alpha1.OwnerWhereabouts && !touched[keyOf(lease)] {
 			there[keyOf(lease)] = true
 			if old := s.supersedeLocked(lease); old != "" {
 				superseded = append(superseded, old)
@@ -141,64 +139,6 @@ func (s *Store) meetLocked(lease ipam.Lease, obj *store.Object) {
 		s.poke()
 	}
 	s.leases[keyOf(lease)] = h
-}
-
-// poolKind is what Whereabouts keeps its addresses in.
-var poolKind = schema.GroupVersionKind{Group: "whereabouts.cni.cncf.io", Version: "v1alpha1", Kind: "IPPool"}
-
-// Serves says whether addresses come from leases: if the API server has the kind.
-// plugin: Whereabouts is installed on this node; as long as it holds addresses in
-// the cluster and nobody holds a lease, it goes on to give them.
-func (s *Store) Serves(ctx context.Context, plugin bool) (bool, error) {
-	s.mu.Lock()
-	asked := s.synced || !s.askedAt.IsZero() && time.Since(s.askedAt) < unservedFor
-	s.mu.Unlock()
-	if !asked {
-		if err := s.Sync(ctx); err != nil {
-			return false, unanswered(err)
-		}
-	}
-	s.mu.Lock()
-	served, settled := s.synced, len(s.leases) > 0 || s.chosen
-	deferred := time.Since(s.deferredAt) < unservedFor
-	s.mu.Unlock()
-	if !served || settled || !plugin {
-		return served, nil
-	}
-	if deferred {
-		return false, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, takePatience)
-	defer cancel()
-	pools, _, err := s.API.List(ctx, poolKind, store.Selector{})
-	if err != nil && !unserved(err) {
-		return false, unanswered(err)
-	}
-	inUse := 0
-	for _, pool := range pools {
-		spec, _ := pool.Object["spec"].(map[string]any)
-		allocations, _ := spec["allocations"].(map[string]any)
-		inUse += len(allocations)
-	}
-	if inUse > 0 {
-		leases, _, err := s.API.List(ctx, v1alpha1.AddressLeaseKind, store.Selector{})
-		if err != nil {
-			return false, unanswered(err)
-		}
-		if len(leases) == 0 {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			if s.deferredAt.IsZero() {
-				s.Log.Warn("Whereabouts holds addresses, which are not imported, so its plugin goes on to give them", "count", inUse)
-			}
-			s.deferredAt = time.Now()
-			return false, nil
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.chosen = true
-	return true, nil
 }
 
 // Sweep has leases given back that nobody uses any more, at the second look.

@@ -16,6 +16,7 @@ import (
 	"github.com/weftnet/weft/internal/lease"
 	"github.com/weftnet/weft/internal/record"
 	"github.com/weftnet/weft/internal/store"
+	"github.com/weftnet/weft/internal/whereabouts"
 )
 
 // leases keeps this node's AddressLeases.
@@ -37,6 +38,9 @@ var (
 
 func newLeases(a *agent, opt Options) (*leases, error) {
 	options := lease.Options{API: a.api, Node: opt.Node, Dir: filepath.Join(opt.State, cniserver.LeaseDir), Log: opt.Log}
+	if opt.Namespace != "" {
+		options.Giving = store.Key{Namespace: opt.Namespace, Name: whereabouts.ConfigMap}
+	}
 	var asks task = alone{}
 	if opt.AdviserToken != "" {
 		client := advice.New(advice.Options{

@@ -83,12 +83,12 @@ type importing struct {
 func PlanImport(facts Facts) Import {
 	i := importing{Facts: facts, found: map[place][]holding{}}
 	for _, p := range facts.Pools {
-		if !ours(p.Meta) { // else it is our mirror, and the leases are there
+		if !Ours(p.Meta) { // else it is our mirror, and the leases are there
 			i.readPool(p)
 		}
 	}
 	for _, r := range facts.Reservations {
-		if !ours(r.Meta) {
+		if !Ours(r.Meta) {
 			i.readReservation(r)
 		}
 	}

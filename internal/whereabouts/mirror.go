@@ -128,9 +128,9 @@ func (m Mirror) Changes(pools []*whereabouts.IPPool, reservations []*whereabouts
 		switch {
 		case !ok:
 			c.Create = append(c.Create, want.Object())
-		case !ours(have.Meta) && !adopt:
+		case !Ours(have.Meta) && !adopt:
 			c.Foreign = append(c.Foreign, whereabouts.IPPoolKind+" "+have.Name)
-		case !ours(have.Meta) || have.Range != want.Range || !maps.Equal(have.Allocations, want.Allocations) ||
+		case !Ours(have.Meta) || have.Range != want.Range || !maps.Equal(have.Allocations, want.Allocations) ||
 			have.Annotations[OmittedAnnotation] != want.Annotations[OmittedAnnotation]:
 			changed := *have
 			changed.Range, changed.Allocations, changed.Meta = want.Range, want.Allocations, marked(have.Meta, want.Meta)
@@ -138,7 +138,7 @@ func (m Mirror) Changes(pools []*whereabouts.IPPool, reservations []*whereabouts
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(havePools)) {
-		if p := havePools[name]; ours(p.Meta) {
+		if p := havePools[name]; Ours(p.Meta) {
 			c.DeletePools = append(c.DeletePools, p)
 		} else {
 			c.Foreign = append(c.Foreign, whereabouts.IPPoolKind+" "+name)
@@ -156,16 +156,16 @@ func (m Mirror) changeReservations(c *Changes, reservations []*whereabouts.Reser
 		switch {
 		case !ok:
 			c.Create = append(c.Create, want.Object())
-		case !ours(have.Meta) && !adopt:
+		case !Ours(have.Meta) && !adopt:
 			c.Foreign = append(c.Foreign, whereabouts.ReservationKind+" "+have.Name)
-		case !ours(have.Meta) || have.PodRef != want.PodRef || have.IfName != want.IfName:
+		case !Ours(have.Meta) || have.PodRef != want.PodRef || have.IfName != want.IfName:
 			changed := *have
 			changed.PodRef, changed.IfName, changed.Meta = want.PodRef, want.IfName, marked(have.Meta, want.Meta)
 			c.Update = append(c.Update, changed.Object())
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(present)) {
-		if r := present[name]; ours(r.Meta) {
+		if r := present[name]; Ours(r.Meta) {
 			c.DeleteReservations = append(c.DeleteReservations, r)
 		} else {
 			c.Foreign = append(c.Foreign, whereabouts.ReservationKind+" "+name)
@@ -181,7 +181,8 @@ func byName[T any](list []T, name func(T) string) map[string]T {
 	return out
 }
 
-func ours(m whereabouts.Meta) bool { return m.Labels[managedByLabel] == managedBy }
+// Ours says whether weft made an object.
+func Ours(m whereabouts.Meta) bool { return m.Labels[managedByLabel] == managedBy }
 
 // marked gives what was read with the mirror's mark and count.
 func marked(have, want whereabouts.Meta) whereabouts.Meta {

@@ -1,0 +1,375 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/weftnet/weft/api/v1alpha1"
+	"github.com/weftnet/weft/internal/hint"
+	"github.com/weftnet/weft/internal/ipam"
+	"github.com/weftnet/weft/internal/kubeapi"
+	"github.com/weftnet/weft/internal/lease"
+	"github.com/weftnet/weft/internal/networks"
+	"github.com/weftnet/weft/internal/record"
+	"github.com/weftnet/weft/internal/store"
+	"github.com/weftnet/weft/internal/store/kube"
+	takeover "github.com/weftnet/weft/internal/whereabouts"
+	"github.com/weftnet/weft/test/machine"
+)
+
+const (
+	poolsPath        = "/apis/whereabouts.cni.cncf.io/v1alpha1/namespaces/kube-system/ippools"
+	reservationsPath = "/apis/whereabouts.cni.cncf.io/v1alpha1/namespaces/kube-system/overlappingrangeipreservations"
+	giverPath        = "/api/v1/namespaces/kube-system/configmaps/" + takeover.ConfigMap
+)
+
+// installWhereabouts makes its kinds.
+func (l *lab) installWhereabouts() {
+	l.t.Helper()
+	l.kubectl("", "apply", "-f", filepath.Join(machine.Tree(), "internal/cluster/testdata/whereabouts.yaml"))
+	l.kubectl("", "wait", "--for=condition=Established", "crd/ippools.whereabouts.cni.cncf.io", "crd/overlappingrangeipreservations.whereabouts.cni.cncf.io", "--timeout=60s")
+}
+
+// running makes a Pod that runs on n1.
+func (l *lab) running(name string) types.UID {
+	l.t.Helper()
+	uid := l.create(podsPath, fmt.Sprintf(`{"metadata":{"name":%q},"spec":{"nodeName":"n1","terminationGracePeriodSeconds":0,"containers":[{"name":"c","image":"x"}]}}`, name))
+	l.ask("PATCH", podsPath+"/"+name+"/status", `{"status":{"phase":"Running"}}`, nil)
+	return uid
+}
+
+// gives waits until the ConfigMap says who gives addresses.
+func (l *lab) gives(want takeover.Giver) {
+	l.t.Helper()
+	l.eventually("addresses are given by "+string(want), func() error {
+		var got struct {
+			Data map[string]string `json:"data"`
+		}
+		l.ask("GET", giverPath, "", &got)
+		if got.Data["gives"] != string(want) {
+			return fmt.Errorf("it says %q", got.Data)
+		}
+		return nil
+	})
+}
+
+// refused says whether others than weft may make an object.
+func (l *lab) refused(path, body string) bool {
+	l.t.Helper()
+	answer, code, err := l.try(l.t.Context(), "POST", path, body, "")
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if code >= 300 && !strings.Contains(string(answer), "weft-whereabouts") {
+		l.t.Fatalf("%d: %s", code, answer)
+	}
+	return code >= 300
+}
+
+func reservation(addr, pod string) string {
+	return fmt.Sprintf(`{"apiVersion":"whereabouts.cni.cncf.io/v1alpha1","kind":"OverlappingRangeIPReservation","metadata":{"name":%q},"spec":{"podref":%q,"ifname":"net1"}}`, addr, pod)
+}
+
+// node gives the leases of n1 as its agent has them, with what it may do.
+func (l *lab) nodeStore() *lease.Store {
+	l.t.Helper()
+	l.create("/api/v1/namespaces/kube-system/pods", `{"metadata":{"name":"agent"},"spec":{"nodeName":"n1","serviceAccountName":"weft","containers":[{"name":"c","image":"x"}]}}`)
+	file := l.kubeconfig("agent", l.Server, l.token("weft", `"boundObjectRef":{"apiVersion":"v1","kind":"Pod","name":"agent"}`))
+	client, err := kubeapi.Open(file, kubeapi.Options{Agent: "weft-node", Dial: l.Dial})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	held, err := lease.New(lease.Options{
+		API: kube.New(client), Node: "n1", Dir: l.t.TempDir(), Log: logTo(l.t), Giving: store.Key{Namespace: "kube-system", Name: takeover.ConfigMap},
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if err := held.Sync(l.t.Context()); err != nil {
+		l.t.Fatal(err)
+	}
+	return held
+}
+
+// give gives an address to a sandbox, as an ADD does.
+func (l *lab) give(held *lease.Store, keys, sandbox string) (string, error) {
+	l.t.Helper()
+	config, err := ipam.Parse([]byte(`{"name":"n","ipam":{"type":"whereabouts",`+keys+`}}`), "")
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	box := &record.Sandbox{ID: sandbox, Pod: record.Pod{Namespace: "default", Name: sandbox, UID: "u-" + sandbox}}
+	a := &record.Attachment{Network: "default/lan", Interface: "net1"}
+	got, err := ipam.NewConcurrentAllocator(held.Of(box, a, config)).Allocate(l.t.Context(), config, ipam.AttachmentOwner(sandbox, "net1"))
+	if err != nil {
+		return "", err
+	}
+	return got.Addresses[0].Prefix.Addr().String(), nil
+}
+
+// TestTakeOver is a cluster whose addresses become weft's, on a real API: the real
+// program, the policies that keep the one from giving while the other does, and what
+// a node's agent may do.
+func TestTakeOver(t *testing.T) {
+	l := newLab(t)
+	l.installWhereabouts()
+	a, x := l.running("a"), l.running("x")
+	l.create(poolsPath, `{"apiVersion":"whereabouts.cni.cncf.io/v1alpha1","kind":"IPPool","metadata":{"name":"10.9.0.0-29"},"spec":{"range":"10.9.0.0/29","allocations":{
+		"1":{"id":"box-a","podref":"default/a","ifname":"net1"},"2":{"id":"box-gone","podref":"default/gone","ifname":"net1"},"3":{"id":"box-x","podref":"default/x","ifname":"net1"}}}}`)
+	for addr, pod := range map[string]string{"10.9.0.1": "default/a", "10.9.0.2": "default/gone", "10.9.0.3": "default/x"} {
+		l.create(reservationsPath, reservation(addr, pod))
+	}
+	first := l.controller("first", 10981)
+	l.gives(takeover.ByWhereabouts)
+	held := l.nodeStore()
+	if serves, err := held.Serves(t.Context(), true); serves || err != nil {
+		t.Errorf("with the plugin: %v, %v", serves, err)
+	}
+	if got, err := l.give(held, `"range":"10.9.0.0/29"`, "early"); err == nil || !strings.Contains(err.Error(), "its plugin is not on this node") {
+		t.Errorf("before the import: %q, %v", got, err)
+	}
+	if l.refused(reservationsPath, reservation("10.9.0.4", "default/late")) { // which has no entry
+		t.Error("Whereabouts may not give addresses")
+	}
+	t.Log("as it was")
+
+	l.signal(first, syscall.SIGTERM)
+	second := l.controller("second", 10982, "--whereabouts=takeOver")
+	l.gives(takeover.ByWeft)
+	l.holds(
+		"10.9.0.1 n1 box-a Pod default/a "+string(a), "10.9.0.2   Whereabouts default/gone ",
+		"10.9.0.3 n1 box-x Pod default/x "+string(x), "10.9.0.4   Whereabouts default/late ",
+	)
+	if !l.refused(reservationsPath, reservation("10.9.0.5", "default/later")) {
+		t.Error("Whereabouts may still give addresses")
+	}
+	if n := second.said("does not fit together"); n != 3 {
+		t.Errorf("the log tells of %d disagreements", n)
+	}
+	if serves, err := held.Serves(t.Context(), false); !serves || err != nil {
+		t.Errorf("without the plugin: %v, %v", serves, err)
+	}
+	for _, want := range []string{"10.9.0.5", "10.9.0.6"} {
+		if _, err := l.give(held, `"range":"10.9.0.0/29"`, "late-"+want); err != nil {
+			t.Error(err)
+		}
+	}
+	if got, err := l.give(held, `"range":"10.9.0.0/29"`, "none-left"); err == nil {
+		t.Errorf("%s was given twice", got)
+	}
+	t.Log("taken over")
+
+	// A Pod of before ends, and its node did not know of its address.
+	l.ask("DELETE", podsPath+"/x", "", nil)
+	l.eventually("10.9.0.3 is free", func() error {
+		l.beat()
+		if slices.Contains(l.held(), "10.9.0.3") {
+			return errors.New("it is held")
+		}
+		return nil
+	})
+	if held := l.held(); !slices.Contains(held, "10.9.0.2") || !slices.Contains(held, "10.9.0.4") || !slices.Contains(held, "10.9.0.1") {
+		t.Errorf("held: %v", held)
+	}
+	l.signal(second, syscall.SIGTERM)
+	l.controller("third", 10983, "--imported-for=1s")
+	l.eventually("what nobody has is free in the end", func() error {
+		if held := l.held(); slices.Contains(held, "10.9.0.2") || slices.Contains(held, "10.9.0.4") {
+			return fmt.Errorf("held: %v", held)
+		}
+		return nil
+	})
+}
+
+// holds says which leases there are that were imported.
+func (l *lab) holds(want ...string) {
+	l.t.Helper()
+	list := struct{ Items []v1alpha1.AddressLease }{}
+	l.ask("GET", leasesPath+"?labelSelector=weft.network/imported", "", &list)
+	var got []string
+	for _, is := range list.Items {
+		o := is.Spec.Owner
+		got = append(got, fmt.Sprintf("%s %s %s %s %s/%s %s", is.Name, is.Spec.Node, is.Spec.Sandbox, o.Kind, o.Namespace, o.Name, o.UID))
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		l.t.Errorf("imported:\n%q, want\n%q", got, want)
+	}
+}
+
+// walled is a cluster whose API server refuses what is not weft's, and whose requests
+// fail as they are told.
+type walled struct {
+	store.Store
+	fail func(verb string, obj *store.Object) error
+}
+
+func (w walled) Create(ctx context.Context, obj *store.Object) (*store.Object, error) {
+	if err := w.fail("create", obj); err != nil {
+		return nil, err
+	}
+	return w.Store.Create(ctx, obj)
+}
+
+func (w walled) Update(ctx context.Context, obj *store.Object) (*store.Object, error) {
+	if err := w.fail("update", obj); err != nil {
+		return nil, err
+	}
+	if obj.GetName() == takeover.ProbeName && len(obj.GetLabels()) == 0 {
+		return nil, &hint.Error{Problem: "is not weft's"}
+	}
+	return w.Store.Update(ctx, obj)
+}
+
+// TestImportIsCutShort kills the controller at each of its writes in turn: what the
+// next one makes of it is what one would have made.
+func TestImportIsCutShort(t *testing.T) {
+	t.Parallel()
+	for after := 0; ; after++ {
+		c := newCluster(t)
+		c.node("n1")
+		c.whereabouts()
+		var mu sync.Mutex // guards writes
+		writes, died := 0, make(chan struct{})
+		stop := c.besides(walled{c.Store, func(verb string, obj *store.Object) error {
+			if obj.GetKind() == "Lease" { // of the election
+				return nil
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if writes++; writes == after+1 {
+				close(died)
+			}
+			if writes > after {
+				return errors.New("killed")
+			}
+			return nil
+		}}, TakeOver)
+		select {
+		case <-died:
+		case <-c.given(takeover.ByWeft):
+			stop()
+			if after < 6 {
+				t.Fatalf("there were %d writes only", after)
+			}
+			return
+		}
+		stop()
+		stop = c.besides(walled{c.Store, func(string, *store.Object) error { return nil }}, TakeOver)
+		<-c.given(takeover.ByWeft)
+		stop()
+		got, want := c.held(), []string{"10.0.0.1", "10.0.0.2", "10.0.0.3"}
+		if !slices.Equal(got, want) {
+			t.Fatalf("killed after %d writes: held %v", after, got)
+		}
+	}
+}
+
+// whereabouts has it hold three addresses, of two Pods that run and of none.
+func (c *cluster) whereabouts() {
+	c.t.Helper()
+	for _, name := range []string{"x", "y"} {
+		c.phase(c.make(podKind, "a", name, func(obj *store.Object) { obj.Object["spec"] = map[string]any{"nodeName": "n1"} }), "Running")
+	}
+	entries := map[string]any{}
+	for offset, pod := range map[string]string{"1": "a/x", "2": "a/y", "3": "a/gone"} {
+		entries[offset] = map[string]any{"id": "box-" + pod, "podref": pod, "ifname": "net1"}
+		c.make(reservationKind, "kube-system", "10.0.0."+offset, func(obj *store.Object) { obj.Object["spec"] = map[string]any{"podref": pod, "ifname": "net1"} })
+	}
+	c.make(ipPoolKind, "kube-system", "10.0.0.0-24", func(obj *store.Object) {
+		obj.Object["spec"] = map[string]any{"range": "10.0.0.0/24", "allocations": entries}
+	})
+}
+
+// besides runs a controller that is told what to do about Whereabouts.
+func (c *cluster) besides(api store.Store, wish string) (stop func()) {
+	c.t.Helper()
+	ctx, cancel := context.WithCancel(c.t.Context())
+	ended := make(chan error, 1)
+	control := newController(Options{
+		Namespace: "weft", Name: "test", Grace: grace, Compare: grace, Log: slog.New(slog.DiscardHandler),
+		Whereabouts: wish, WhereaboutsNamespace: "kube-system", ImportedFor: time.Hour,
+	})
+	control.settle = time.Millisecond
+	go func() { ended <- control.run(ctx, api) }()
+	return func() {
+		cancel()
+		if err := <-ended; err != nil {
+			c.t.Errorf("controller: %v", err)
+		}
+	}
+}
+
+// given is closed when somebody gives addresses.
+func (c *cluster) given(by takeover.Giver) <-chan struct{} {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline) && c.t.Context().Err() == nil; time.Sleep(5 * time.Millisecond) {
+			obj, err := c.Get(context.Background(), configMapKind, store.Key{Namespace: "weft", Name: takeover.ConfigMap})
+			if err != nil {
+				continue
+			}
+			data, _ := obj.Object["data"].(map[string]any)
+			if takeover.ParseGiving(data).By == by {
+				return
+			}
+		}
+		c.t.Errorf("addresses are not given by %s", by)
+	}()
+	return done
+}
+
+// TestOthersAskWhereabouts: networks whose plugin asks Whereabouts by itself keep it
+// from being taken over, before anybody has to wait.
+func TestOthersAskWhereabouts(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	c.whereabouts()
+	c.make(networks.DefinitionKind, "a", "fast", func(obj *store.Object) {
+		obj.Object["spec"] = map[string]any{"config": `{"cniVersion":"1.0.0","type":"sriov","ipam":{"type":"whereabouts","range":"10.0.0.0/24"}}`}
+	})
+	control := newController(Options{Namespace: "weft", Whereabouts: TakeOver, WhereaboutsNamespace: "kube-system", Log: slog.New(slog.DiscardHandler)})
+	control.api = c.Store
+	b := &beside{controller: control, writer: c.Store}
+	_, err := b.pass(t.Context(), takeover.Giving{By: takeover.ByWhereabouts}, takeover.ByWeft)
+	if h, ok := errors.AsType[*hint.Error](err); !ok || h.Value != "a/fast (sriov)" {
+		t.Errorf("got %v", err)
+	}
+	if giving, err := b.giving(t.Context()); err != nil || giving != (takeover.Giving{}) {
+		t.Errorf("it says %v, %v", giving, err)
+	}
+}
+
+// TestPolicyIsMissing: without the policy Whereabouts would go on, so nothing is
+// imported.
+func TestPolicyIsMissing(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	c.whereabouts()
+	control := newController(Options{Namespace: "weft", WhereaboutsNamespace: "kube-system", Log: slog.New(slog.DiscardHandler)})
+	control.api = c.Store
+	control.settle = 0
+	b := &beside{controller: control, writer: c.Store, since: time.Now()}
+	_, err := b.pass(t.Context(), takeover.Giving{By: takeover.ByNobody, To: takeover.ByWeft}, takeover.ByWeft)
+	if h, ok := errors.AsType[*hint.Error](err); !ok || !strings.Contains(h.Remedy, "deploy/weft.yaml") {
+		t.Errorf("got %v", err)
+	}
+	if held := c.held(); len(held) > 0 {
+		t.Errorf("imported: %v", held)
+	}
+	if _, err := c.Get(t.Context(), reservationKind, store.Key{Namespace: "kube-system", Name: takeover.ProbeName}); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("the probe is left: %v", err)
+	}
+}
