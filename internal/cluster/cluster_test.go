@@ -43,7 +43,7 @@ func newLab(t testing.TB) *lab {
 	}
 	l.client = &http.Client{Transport: &http.Transport{TLSClientConfig: config, DialContext: l.Dial, ForceAttemptHTTP2: true}}
 	t.Cleanup(l.client.CloseIdleConnections)
-	build := exec.Command("go", "build", "-o", l.dir, "./cmd/weft-controller")
+	build := exec.Command("go", "build", "-o", l.dir, "./cmd/weft-controller", "./cmd/weft")
 	build.Dir = machine.Tree()
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
@@ -264,6 +264,7 @@ func (l *lab) advises(client *advice.Client, want string) {
 // stopped, goes on, and is killed.
 func TestCluster(t *testing.T) {
 	l := newLab(t)
+	l.addressesAlone()
 	a := l.controller("a", 10981)
 	l.leads(a)
 	b := l.controller("b", 10982)
@@ -273,6 +274,9 @@ func TestCluster(t *testing.T) {
 	l.advises(client, "10.9.0.2")
 	old := l.pod("z", "10.9.0.4")
 	t.Log("advised")
+	l.addressesLed()
+	a.proxy.Take()
+	t.Log("told")
 	l.ask("DELETE", podsPath+"/x", "", nil)
 	l.ask("DELETE", podsPath+"/z", "", nil)
 	if again := l.pod("z", "10.9.0.5"); again == old {

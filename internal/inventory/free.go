@@ -24,8 +24,12 @@ const (
 // owner must have ended for a grace, at two looks, and its node be gone or heard from
 // since. It waits for that; say is told so. The error says why it is not given back.
 func (c Cluster) Free(ctx context.Context, is Holding, grace time.Duration, say func(string)) error {
+	return c.free(ctx, is, grace, heardWithin, say)
+}
+
+func (c Cluster) free(ctx context.Context, is Holding, grace, patience time.Duration, say func(string)) error {
 	var sight garbage.Sight
-	deadline := time.Now().Add(grace + heardWithin)
+	deadline := time.Now().Add(grace + patience)
 	for looks := 1; ; looks++ {
 		look := NewLook(c.API)
 		facts := look.Facts(ctx, is.Owner, is.Node)
