@@ -71,6 +71,18 @@ func ClaimOfVM(vm, ifName string) string {
 	return "x" + hex.EncodeToString(sum[:16]) + "." + ifName
 }
 
+// PersistentIPs says whether VMs keep their addresses of a network, which they do
+// unless its config says otherwise (allowPersistentIPs, a key of OVN-Kubernetes').
+func (c *NetConf) PersistentIPs() bool {
+	var document struct {
+		Allow *bool `json:"allowPersistentIPs"`
+	}
+	if err := json.Unmarshal(c.Plugins[0].Bytes, &document); err != nil {
+		return true // it is told where the config is read
+	}
+	return document.Allow == nil || *document.Allow
+}
+
 // ClaimFromObject reads an IPAMClaim from a decoded document.
 func ClaimFromObject(obj map[string]any) (*IPAMClaim, error) {
 	raw, err := json.Marshal(obj)

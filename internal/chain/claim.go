@@ -2,7 +2,6 @@ package chain
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -101,7 +100,7 @@ func (e *Engine) claimNamed(ctx context.Context, namespace string, d *Delegate) 
 // claimOfVM finds the claim of a VM's NIC. One that is not there yet is waited for: an
 // address that nobody keeps would change with the next Pod.
 func (e *Engine) claimOfVM(ctx context.Context, namespace, vm string, d *Delegate) error {
-	if e.Claims == nil || len(d.Selection.IPs) > 0 || !Persistent(d.Conf) {
+	if e.Claims == nil || len(d.Selection.IPs) > 0 || !d.Conf.PersistentIPs() {
 		return nil
 	}
 	if leased, err := e.leased(ctx, d); err != nil || !leased {
@@ -127,18 +126,6 @@ func (e *Engine) claimOfVM(ctx context.Context, namespace, vm string, d *Delegat
 	}
 	d.Claim = claim
 	return nil
-}
-
-// Persistent says whether VMs keep their addresses of a network, which they do unless
-// its config says otherwise.
-func Persistent(conf *netattach.NetConf) bool {
-	var document struct {
-		Allow *bool `json:"allowPersistentIPs"`
-	}
-	if err := json.Unmarshal(conf.Plugins[0].Bytes, &document); err != nil {
-		return true // it is told where the config is read
-	}
-	return document.Allow == nil || *document.Allow
 }
 
 // settleClaims binds claims to this machine whose addresses are unique here only.

@@ -38,11 +38,21 @@ type held struct {
 	round uint32
 	// reserved: no sandbox has it at the moment. quarantined: a stranger does.
 	reserved, quarantined bool
+	claim                 *claimLease // nil: it is no claim's
+}
+
+// claimLease is what is known of a claim's lease beside that.
+type claimLease struct {
+	of      int
+	pool    string
+	holders []v1alpha1.LeaseHolder
 }
 
 // book is what is known of all leases. It keeps the adviser's view.
 type book struct {
 	view *adviser.View
+	// claimed is told that something of claims has changed; set before it follows.
+	claimed func()
 
 	// mu guards what follows.
 	mu     sync.Mutex
@@ -54,7 +64,7 @@ type book struct {
 }
 
 func newBook(view *adviser.View) *book {
-	return &book{view: view, leases: map[string]*held{}, owners: map[owner][]*held{}}
+	return &book{view: view, claimed: func() {}, leases: map[string]*held{}, owners: map[owner][]*held{}}
 }
 
 // same gives one copy of a text that many leases have.
@@ -88,6 +98,11 @@ func (b *book) Put(obj *store.Object) {
 		quarantined: lease.Spec.Owner.Kind == v1alpha1.OwnerQuarantine,
 	}
 	is.reserved = lease.Spec.Sandbox == "" && !is.quarantined
+	if is.owner.Kind == v1alpha1.OwnerClaim {
+		is.reserved = len(lease.Spec.Holders) == 0
+		is.claim = &claimLease{lease.Spec.Of, same(lease.Spec.Pool), lease.Spec.Holders}
+		b.claimed()
+	}
 	if old := b.leases[is.name]; old != nil {
 		if old.scope != is.scope || old.addr != is.addr {
 			b.dropLocked(old)
@@ -123,6 +138,9 @@ func (b *book) Complete() {
 
 func (b *book) dropLocked(is *held) {
 	delete(b.leases, is.name)
+	if is.claim != nil {
+		b.claimed()
+	}
 	b.disownLocked(is)
 	b.view.Release(time.Now(), is.scope, is.addr)
 }
@@ -150,6 +168,19 @@ func (b *book) Owners(pick func(owner) bool) (out []owner) {
 	for o := range b.owners {
 		if pick(o) {
 			out = append(out, o)
+		}
+	}
+	return out
+}
+
+// Claims gives the leases of claims, by the UID of the claim.
+func (b *book) Claims() map[types.UID][]*held {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	out := map[types.UID][]*held{}
+	for o, leases := range b.owners {
+		if o.Kind == v1alpha1.OwnerClaim {
+			out[o.UID] = append(out[o.UID], leases...)
 		}
 	}
 	return out

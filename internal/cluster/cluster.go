@@ -153,12 +153,17 @@ func (c *controller) lead(ctx context.Context, term *elect.Period) error {
 	view := adviser.New()
 	s := &state{term: term, book: newBook(view), pods: newPods(), view: view, ranges: newPools()}
 	writer := term.Writer(c.api)
-	collect := newCollector(c, s, writer)
+	collect, claims := newCollector(c, s, writer), newClaims(c, s, writer)
+	vms := newMachines(claims)
 	tasks := []task{
 		feed{api: c.api, gvk: leaseKind, every: c.Compare, to: s.book, log: c.Log},
 		feed{api: c.api, gvk: podKind, every: c.Compare, to: s.pods, log: c.Log},
 		feed{api: c.api, gvk: networks.DefinitionKind, every: c.Compare, to: s.ranges, log: c.Log},
-		collect, newTeller(c, s, writer), &beside{controller: c, state: s, writer: writer},
+		feed{api: c.api, gvk: networks.ClaimKind, every: c.Compare, to: claims, log: c.Log, optional: true},
+		feed{api: c.api, gvk: machineKind, every: c.Compare, to: vms.vms, log: c.Log, optional: true},
+		feed{api: c.api, gvk: instanceKind, every: c.Compare, to: vms.instances, log: c.Log, optional: true},
+		collect, newTeller(c, s, writer), claims, vms,
+		definer{writer, c.Log}, &beside{controller: c, state: s, writer: writer},
 	}
 	if c.Adviser != "" {
 		tasks = append(tasks, &desk{controller: c, state: s, writer: writer, callers: newCallers(c.api, c.Namespace, agentName)})

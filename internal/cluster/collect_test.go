@@ -249,17 +249,16 @@ func TestNodeIsSilent(t *testing.T) {
 			c.pod("y", "n1", "10.0.0.2")
 			c.lease("10.0.0.3", "n1", v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerPod})
 			c.lease("10.0.0.4", "n1", v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerClaim, Namespace: "a", Name: "here"})
-			c.lease("10.0.0.5", "n1", v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerClaim, Namespace: "a", Name: "gone"})
 			c.lease("10.0.0.6", "n1", v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerNIC, Namespace: "a", Name: "nic"})
 			c.lease("10.0.0.7", "n1", v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerQuarantine, Name: "02:00:00:00:00:99"})
 			c.make(networks.ClaimKind, "a", "here", nil)
 			c.pause.Store("n1", true)
 			c.control(c)
 			c.remove(podKind, "a", "x")
-			c.stays("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.0.7")
+			c.stays("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.6", "10.0.0.7")
 			goes(c)
 			if name == "it comes back" {
-				c.becomes("10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.0.7")
+				c.becomes("10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.6", "10.0.0.7")
 				return
 			}
 			c.becomes("10.0.0.2", "10.0.0.4", "10.0.0.6")

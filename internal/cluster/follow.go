@@ -31,6 +31,8 @@ type feed struct {
 	every time.Duration
 	to    follower
 	log   *slog.Logger
+	// optional: the kind may not be there, which nobody need be told.
+	optional bool
 }
 
 // Pauses after failures: doubled from the first to the last.
@@ -54,7 +56,7 @@ func (f feed) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break
 		}
-		if pause == 0 {
+		if missing := f.optional && unserved(err); pause == 0 && !missing {
 			f.log.Warn("the API server is not followed; what is known of it stays", "kind", f.gvk.Kind, "err", err)
 		}
 		pause = min(max(2*pause, firstPause), lastPause)

@@ -32,6 +32,7 @@ type pools struct {
 type definition struct {
 	uid      types.UID
 	networks []ipam.Network
+	ofVMs    bool // VMs keep their addresses
 	round    uint32
 }
 
@@ -47,9 +48,10 @@ func (p *pools) Begin() {
 // Put takes note of a network.
 func (p *pools) Put(obj *store.Object) {
 	networks := inventory.ClusterWide(inventory.NetworksOf(obj))
+	keptByVMs := len(networks) > 0 && inventory.KeptByVMs(obj)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.networks[store.KeyOf(obj)] = definition{obj.GetUID(), networks, p.round}
+	p.networks[store.KeyOf(obj)] = definition{obj.GetUID(), networks, keptByVMs, p.round}
 	p.list = nil
 }
 
@@ -82,6 +84,14 @@ func (p *pools) All() (list []inventory.Pool, ok bool) {
 		p.list = inventory.Pools(networks)
 	}
 	return p.list, p.synced
+}
+
+// KeptByVMs says whether VMs keep their addresses of a network; ok is false as long as
+// the networks are not known.
+func (p *pools) KeptByVMs(key store.Key) (is, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.networks[key].ofVMs, p.synced
 }
 
 // UID gives that of a network's definition.

@@ -27,7 +27,7 @@ func TestPools(t *testing.T) {
 	for _, addr := range []string{"10.0.0.1", "10.0.0.2", "fd00::1"} {
 		c.leaseIn("whereabouts:", addr, "n1", v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerPod, Namespace: "a", Name: "x", UID: pod.GetUID()})
 	}
-	c.leaseIn("whereabouts:", "10.0.0.3", "n1", v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerClaim, Namespace: "a", Name: "claim"})
+	c.leaseIn("whereabouts:", "10.0.0.3", "n1", v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerClaim, Namespace: "a", Name: "claim", UID: c.claimOf("claim")})
 	c.leaseIn("whereabouts:", "10.0.0.4", "n1", v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerQuarantine, Name: "02:00:00:00:00:99"})
 	control, _ := c.controller(c)
 	want := []string{
