@@ -17,6 +17,7 @@ import (
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/kubeapi"
 	"github.com/weftnet/weft/internal/lease"
+	"github.com/weftnet/weft/internal/netstate"
 	"github.com/weftnet/weft/internal/record"
 	"github.com/weftnet/weft/internal/store/kube"
 )
@@ -34,6 +35,7 @@ const leaseNodes = 10
 // leaseWay is weft: nodes with records on their disks and leases in the cluster.
 type leaseWay struct {
 	config ipam.Config
+	nics   int // of each Pod
 	nodes  []*leaseNode
 }
 
@@ -47,20 +49,30 @@ type leaseNode struct {
 
 func newLeaseWay(tb testing.TB, api *kubeAPI) *leaseWay {
 	tb.Helper()
-	config, err := ipam.Parse([]byte(`{"name":"n","ipam":{"type":"whereabouts","range":"10.102.0.0/16"}}`), "")
+	path := filepath.Join(api.cluster.Dir, "nodes.kubeconfig")
+	api.kubeconfig(path, api.cluster.Server)
+	w := &leaseWay{}
+	for i := range leaseNodes {
+		w.nodes = append(w.nodes, newLeaseNode(tb, api, fmt.Sprint("node", i), path))
+	}
+	return w.with(tb, `"range": "10.102.0.0/16"`, 1)
+}
+
+// with gives the same nodes, for Pods of so many NICs on a network with these keys
+// of ipam.
+func (w *leaseWay) with(tb testing.TB, keys string, nics int) *leaseWay {
+	tb.Helper()
+	config, err := ipam.Parse([]byte(`{"name":"n","ipam":{"type":"whereabouts",`+keys+`}}`), "")
 	if err != nil {
 		tb.Fatal(err)
 	}
-	w := &leaseWay{config: config}
-	for i := range leaseNodes {
-		w.nodes = append(w.nodes, newLeaseNode(tb, api, fmt.Sprint("node", i)))
-	}
-	return w
+	return &leaseWay{config, nics, w.nodes}
 }
 
-func newLeaseNode(tb testing.TB, api *kubeAPI, name string) *leaseNode {
+// newLeaseNode begins a node that reaches the API server by a kubeconfig.
+func newLeaseNode(tb testing.TB, api *kubeAPI, name, kubeconfig string) *leaseNode {
 	tb.Helper()
-	client := api.store(name)
+	client := api.store(name, kubeconfig)
 	dir := filepath.Join(api.cluster.Dir, name)
 	records, err := record.Open(filepath.Join(dir, "records"), filepath.Join(dir, "run"))
 	if err != nil {
@@ -85,11 +97,9 @@ func newLeaseNode(tb testing.TB, api *kubeAPI, name string) *leaseNode {
 }
 
 // store connects as a node agent does.
-func (a *kubeAPI) store(program string) *kube.Store {
+func (a *kubeAPI) store(program, kubeconfig string) *kube.Store {
 	a.tb.Helper()
-	path := filepath.Join(a.cluster.Dir, program+".kubeconfig")
-	a.kubeconfig(path, a.cluster.Server)
-	client, err := kubeapi.Open(path, kubeapi.Options{Agent: program, Dial: a.cluster.Dial})
+	client, err := kubeapi.Open(kubeconfig, kubeapi.Options{Agent: program, Dial: a.cluster.Dial})
 	if err != nil {
 		a.tb.Fatal(err)
 	}
@@ -98,41 +108,57 @@ func (a *kubeAPI) store(program string) *kube.Store {
 
 // give does what an ADD does about addresses: the record says what may be taken,
 // then what was taken, then that all is there.
-func (w *leaseWay) give(ctx context.Context, pod int) (netip.Addr, error) {
+func (w *leaseWay) give(ctx context.Context, pod int) ([]netip.Addr, error) {
 	n := w.nodes[pod%len(w.nodes)]
 	id := fmt.Sprintf("box%d", pod)
-	a := &record.Attachment{Network: "nets/n", Interface: "net1", Leased: true, Stage: record.Intent, Kind: record.Native, Config: []byte(`{}`)}
-	box := &record.Sandbox{
-		ID: id, Attachments: []*record.Attachment{a},
-		Pod: record.Pod{Namespace: podsNamespace, Name: fmt.Sprintf("pod%d", pod), UID: fmt.Sprintf("6b7c8d9e-0000-4000-8000-%012d", pod)},
+	box := &record.Sandbox{ID: id, Pod: record.Pod{Namespace: podsNamespace, Name: fmt.Sprintf("pod%d", pod), UID: fmt.Sprintf("6b7c8d9e-0000-4000-8000-%012d", pod)}}
+	for i := range w.nics {
+		box.Attachments = append(box.Attachments, &record.Attachment{
+			Network: "nets/n", Interface: netstate.IfName(fmt.Sprint("net", i+1)), Leased: true, Stage: record.Intent, Kind: record.Native, Config: []byte(`{}`),
+		})
 	}
 	n.mu.Lock()
 	n.boxes[id] = box
 	n.mu.Unlock()
 	if err := n.records.Save(box); err != nil {
-		return netip.Addr{}, err
+		return nil, err
 	}
-	owner := ipam.AttachmentOwner(id, "net1")
-	got, err := ipam.NewConcurrentAllocator(n.Of(box, a, w.config)).Allocate(ctx, w.config, owner)
-	if err != nil {
-		return netip.Addr{}, err
+	addrs, errs := make([]netip.Addr, w.nics), make([]error, w.nics)
+	each(w.nics, w.nics, func(i int) {
+		a := box.Attachments[i]
+		owner := ipam.AttachmentOwner(id, string(a.Interface))
+		got, err := ipam.NewConcurrentAllocator(n.Of(box, a, w.config)).Allocate(ctx, w.config, owner)
+		if err != nil {
+			errs[i] = err
+			return
+		}
+		addrs[i] = got.Addresses[0].Prefix.Addr()
+		held, err := n.Held(ctx, owner)
+		errs[i] = err
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		for _, l := range held {
+			a.Leases = append(a.Leases, record.Lease{Scope: string(l.Scope), Addr: l.Addr, Owner: string(l.Owner)})
+		}
+	})
+	if err := errors.Join(errs...); err != nil {
+		return nil, errors.Join(err, w.takeBack(ctx, pod)) // as a runtime does
 	}
-	held, err := n.Held(ctx, owner)
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	n.mu.Lock()
-	for _, l := range held {
-		a.Leases = append(a.Leases, record.Lease{Scope: string(l.Scope), Addr: l.Addr, Owner: string(l.Owner)})
-	}
-	n.mu.Unlock()
 	for _, stage := range []record.Stage{record.Intent, record.Attached} {
-		a.Stage = stage
-		if err := n.records.Save(box); err != nil {
-			return netip.Addr{}, err
+		if err := n.save(box, stage); err != nil {
+			return nil, err
 		}
 	}
-	return got.Addresses[0].Prefix.Addr(), nil
+	return addrs, nil
+}
+
+func (n *leaseNode) save(box *record.Sandbox, stage record.Stage) error {
+	n.mu.Lock()
+	for _, a := range box.Attachments {
+		a.Stage = stage
+	}
+	n.mu.Unlock()
+	return n.records.Save(box)
 }
 
 func (w *leaseWay) takeBack(ctx context.Context, pod int) error {
@@ -142,9 +168,8 @@ func (w *leaseWay) takeBack(ctx context.Context, pod int) error {
 	box := n.boxes[id]
 	delete(n.boxes, id)
 	n.mu.Unlock()
-	box.Attachments[0].Stage = record.Detaching
-	err := n.records.Save(box)
-	return errors.Join(err, n.End(ctx, ipam.AttachmentOwner(id, "net1")), n.records.Delete(id, false))
+	err := n.save(box, record.Detaching)
+	return errors.Join(err, n.End(ctx, ipam.AttachmentOwner(id, "")), n.records.Delete(id, false))
 }
 
 // IfUnused, UserOf, Alive and Kept make the node the lease.Users of its store.
@@ -161,13 +186,14 @@ func (n *leaseNode) IfUnused(l ipam.Lease, then func()) bool {
 
 // UserOf finds the attachment by its owner.
 func (n *leaseNode) UserOf(l ipam.Lease) (*record.Sandbox, *record.Attachment) {
-	id, _, _ := strings.Cut(string(l.Owner), "/")
+	id, ifName, _ := strings.Cut(string(l.Owner), "/")
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if box := n.boxes[id]; box != nil {
-		return box, box.Attachments[0]
+	box := n.boxes[id]
+	if box == nil {
+		return nil, nil
 	}
-	return nil, nil
+	return box, box.Find(netstate.IfName(ifName))
 }
 
 // Alive says whether the sandbox is there.
@@ -184,9 +210,9 @@ func (*leaseNode) Conflict(*record.Sandbox, *record.Attachment, v1alpha1.Address
 type addressBench struct {
 	b        *testing.B
 	api      *kubeAPI
-	theirs   giver
-	weft     giver
-	floor    giver
+	theirs   whereaboutsWay
+	weft     *leaseWay
+	floor    *createWay
 	first    int // number of the next Pod
 	verdicts []verdict
 }
@@ -197,13 +223,13 @@ func BenchmarkWhereabouts(b *testing.B) {
 	api := newKubeAPI(b)
 	api.cluster.LeaseKind(b)
 	m := &addressBench{
-		b: b, api: api, theirs: whereaboutsWay{newWhereaboutsPlugin(b, api)}, weft: newLeaseWay(b, api),
-		floor: &createWay{api: api, next: &numbers{netip.MustParseAddr("10.101.0.0")}},
+		b: b, api: api, theirs: whereaboutsWay{newWhereaboutsPlugin(b, api), `"range": "10.100.0.0/16"`, 1}, weft: newLeaseWay(b, api),
+		floor: &createWay{api: api, base: netip.MustParseAddr("10.101.0.0"), nics: 1},
 	}
 	for _, part := range []struct {
 		name string
 		run  func()
-	}{{"Few", m.few}, {"Burst", m.burst}, {"Used", m.used}} {
+	}{{"Few", m.few}, {"Burst", m.burst}, {"Used", m.used}, {"Many", m.many}, {"Full", m.full}, {"Away", m.away}} {
 		b.Run(part.name, func(b *testing.B) {
 			for b.Loop() {
 				m.verdicts = nil

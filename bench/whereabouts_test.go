@@ -115,64 +115,81 @@ func (w *whereaboutsPlugin) add(ctx context.Context, keys, pod string) ([]netip.
 	return addresses, nil
 }
 
-// giver gives addresses to Pods, by their number.
+// giver gives Pods their addresses, by their number.
 type giver interface {
-	give(ctx context.Context, pod int) (netip.Addr, error)
+	give(ctx context.Context, pod int) ([]netip.Addr, error)
 	takeBack(ctx context.Context, pod int) error
 }
 
-// whereaboutsWay is Whereabouts as a plugin calls it.
-type whereaboutsWay struct{ *whereaboutsPlugin }
+// whereaboutsWay is Whereabouts as Multus calls it: for one NIC after the other.
+type whereaboutsWay struct {
+	*whereaboutsPlugin
+	keys string
+	nics int // of each Pod
+}
 
-const whereaboutsKeys = `"range": "10.100.0.0/16"`
+func (w whereaboutsWay) nic(pod, i int) string { return fmt.Sprintf("%d-%d", pod, i) }
 
-func (w whereaboutsWay) give(ctx context.Context, pod int) (netip.Addr, error) {
-	got, err := w.add(ctx, whereaboutsKeys, fmt.Sprint(pod))
-	if err != nil {
-		return netip.Addr{}, err
+func (w whereaboutsWay) give(ctx context.Context, pod int) (addrs []netip.Addr, _ error) {
+	for i := range w.nics {
+		got, err := w.add(ctx, w.keys, w.nic(pod, i))
+		if err != nil {
+			return nil, err
+		}
+		addrs = append(addrs, got[0].Addr())
 	}
-	return got[0].Addr(), nil
+	return addrs, nil
 }
 
 func (w whereaboutsWay) takeBack(ctx context.Context, pod int) error {
-	_, err := w.call(ctx, "DEL", whereaboutsKeys, fmt.Sprint(pod))
-	return err
+	for i := range w.nics {
+		if _, err := w.call(ctx, "DEL", w.keys, w.nic(pod, i)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // createWay is the floor: one object made for each address, and nothing else.
 type createWay struct {
 	api  *kubeAPI
-	next *numbers
+	base netip.Addr // the first Pod's
+	nics int        // of each Pod
 }
 
 const leasesPath = "/apis/weft.network/v1alpha1/addressleases"
 
-func (w *createWay) give(_ context.Context, pod int) (netip.Addr, error) {
-	addr := w.next.address(pod)
-	_, err := w.api.call(http.MethodPost, leasesPath, object{
-		"apiVersion": "weft.network/v1alpha1", "kind": "AddressLease",
-		"metadata": object{"name": strings.ReplaceAll(addr.String(), ".", "-"), "labels": object{
-			"weft.network/node": "n1", "weft.network/pool": "10.101.0.0-16", "weft.network/owner-uid": "6b7c8d9e-0000-4000-8000-000000000000",
-		}},
-		"spec": object{
-			"ip": addr.String(), "scope": "net:", "pool": "10.101.0.0/16", "network": "nets/n", "interface": "net1", "sandbox": fmt.Sprintf("box%d", pod), "node": "n1",
-			"owner": object{"kind": "Pod", "namespace": podsNamespace, "name": fmt.Sprintf("pod%d", pod), "uid": "6b7c8d9e-0000-4000-8000-000000000000"},
-		},
+func (w *createWay) give(_ context.Context, pod int) ([]netip.Addr, error) {
+	addrs, errs := make([]netip.Addr, w.nics), make([]error, w.nics)
+	each(w.nics, w.nics, func(i int) {
+		addrs[i] = w.address(pod, i)
+		_, errs[i] = w.api.call(http.MethodPost, leasesPath, object{
+			"apiVersion": "weft.network/v1alpha1", "kind": "AddressLease",
+			"metadata": object{"name": strings.ReplaceAll(addrs[i].String(), ".", "-"), "labels": object{
+				"weft.network/node": "n1", "weft.network/pool": "10.101.0.0-16", "weft.network/owner-uid": "6b7c8d9e-0000-4000-8000-000000000000",
+			}},
+			"spec": object{
+				"ip": addrs[i].String(), "scope": "net:", "pool": "10.101.0.0/16", "network": "nets/n", "interface": "net1", "sandbox": fmt.Sprintf("box%d", pod), "node": "n1",
+				"owner": object{"kind": "Pod", "namespace": podsNamespace, "name": fmt.Sprintf("pod%d", pod), "uid": "6b7c8d9e-0000-4000-8000-000000000000"},
+			},
+		})
 	})
-	return addr, err
+	return addrs, errors.Join(errs...)
 }
 
 func (w *createWay) takeBack(_ context.Context, pod int) error {
-	_, err := w.api.call(http.MethodDelete, leasesPath+"/"+strings.ReplaceAll(w.next.address(pod).String(), ".", "-"), nil)
-	return err
+	errs := make([]error, w.nics)
+	each(w.nics, w.nics, func(i int) {
+		_, errs[i] = w.api.call(http.MethodDelete, leasesPath+"/"+strings.ReplaceAll(w.address(pod, i).String(), ".", "-"), nil)
+	})
+	return errors.Join(errs...)
 }
 
-// numbers gives Pods addresses by their number.
-type numbers struct{ base netip.Addr }
-
-func (n *numbers) address(pod int) netip.Addr {
-	b := n.base.As4()
-	b[2], b[3] = byte(pod>>8), byte(pod)
+// address is that of a Pod's NIC, by their numbers.
+func (w *createWay) address(pod, i int) netip.Addr {
+	b := w.base.As4()
+	number := pod*w.nics + i
+	b[2], b[3] = byte(number>>8), byte(number)
 	return netip.AddrFrom4(b)
 }
 
@@ -182,11 +199,11 @@ type addressFigures struct {
 	p50, p95, max time.Duration
 }
 
-// measureAddresses gives an address to count Pods, atOnce at a time, and takes them back.
+// measureAddresses gives count Pods their addresses, atOnce at a time, and takes them back.
 func measureAddresses(tb testing.TB, way giver, first, count, atOnce int) addressFigures {
 	tb.Helper()
 	took := make([]time.Duration, count)
-	got := make([]netip.Addr, count)
+	got := make([][]netip.Addr, count)
 	all := func(f func(i int) error) time.Duration {
 		start := time.Now()
 		each(count, atOnce, func(i int) {
@@ -202,9 +219,9 @@ func measureAddresses(tb testing.TB, way giver, first, count, atOnce int) addres
 		took[i] = time.Since(start)
 		return err
 	})
-	slices.SortFunc(got, netip.Addr.Compare)
-	if n := len(slices.Compact(got)); n != count {
-		tb.Errorf("%d addresses for %d Pods", n, count)
+	given := slices.SortedFunc(slices.Values(slices.Concat(got...)), netip.Addr.Compare)
+	if different := len(slices.Compact(slices.Clone(given))); different != len(given) {
+		tb.Errorf("%d addresses were given, and %d of them twice", len(given), len(given)-different)
 	}
 	deleting := all(func(i int) error { return way.takeBack(context.Background(), first+i) })
 	if tb.Failed() {
