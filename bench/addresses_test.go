@@ -172,7 +172,18 @@ func (w *leaseWay) takeBack(ctx context.Context, pod int) error {
 	return errors.Join(err, n.End(ctx, ipam.AttachmentOwner(id, "")), n.records.Delete(id, false))
 }
 
-// IfUnused, UserOf, Alive and Kept make the node the lease.Users of its store.
+// Sandboxes are all there are.
+func (n *leaseNode) Sandboxes(context.Context) (map[string]bool, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	all := map[string]bool{}
+	for id := range n.boxes {
+		all[id] = true
+	}
+	return all, nil
+}
+
+// IfUnused, UserOf, Alive and Sandboxes make the node the lease.Users of its store.
 func (n *leaseNode) IfUnused(l ipam.Lease, then func()) bool {
 	id, _, _ := strings.Cut(string(l.Owner), "/")
 	n.mu.Lock()

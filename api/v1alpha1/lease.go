@@ -39,6 +39,9 @@ type AddressLeaseSpec struct {
 	Sandbox   string     `json:"sandbox,omitempty"`
 	Node      string     `json:"node,omitempty"`
 	Owner     LeaseOwner `json:"owner"`
+	// Journal is where a node that keeps the address ahead of its Pods writes down who
+	// gets it: a boot of the node, and its records.
+	Journal string `json:"journal,omitempty"`
 	// Of is how many addresses a claim gets together.
 	Of int `json:"of,omitempty"`
 	// Holders are the Pods that have the address of a claim, in the order in which
@@ -70,6 +73,7 @@ type LeaseOwner struct {
 }
 
 // Kinds of owners. A Pod's address goes with its sandbox, the others' outlive it.
+// What a Node took ahead of its Pods is a Pod's once NodeAddresses tells so.
 const (
 	OwnerPod   = "Pod"
 	OwnerClaim = "IPAMClaim"
@@ -80,6 +84,7 @@ const (
 	// OwnerWhereabouts is of an address that Whereabouts gave to what was not found, or
 	// about which its objects disagree; the name is that which stands there.
 	OwnerWhereabouts = "Whereabouts"
+	OwnerNode        = "Node"
 )
 
 // Labels of a lease, by which the API server selects.
@@ -111,6 +116,7 @@ func (l *AddressLease) Object() *unstructured.Unstructured {
 	owner := map[string]any{"kind": l.Spec.Owner.Kind}
 	for key, value := range map[string]string{
 		"pool": l.Spec.Pool, "network": l.Spec.Network, "interface": l.Spec.Interface, "sandbox": l.Spec.Sandbox, "node": l.Spec.Node,
+		"journal": l.Spec.Journal,
 	} {
 		if value != "" {
 			spec[key] = value

@@ -83,18 +83,11 @@ func (*Client) String() string { return "search for the adviser" }
 // Candidates gives up to count addresses of spans that the adviser believes to be
 // free, the best first. None: there is no advice, for whatever reason.
 func (c *Client) Candidates(ctx context.Context, scope string, spans []ipam.Span, count int) []netip.Addr {
-	c.mu.Lock()
-	client := c.client
-	if time.Now().Before(c.until) {
-		client = nil
-	}
-	c.mu.Unlock()
+	client := c.known()
 	if client == nil {
 		return nil
 	}
-	asking, cancel := context.WithTimeout(ctx, Patience)
-	defer cancel()
-	answer, err := client.Call(asking, adviser.Method, adviser.Question{Scope: scope, Spans: spans, Count: count}.Bytes())
+	answer, err := question(ctx, client, adviser.Method, adviser.Question{Scope: scope, Spans: spans, Count: count})
 	var addrs []netip.Addr
 	if err == nil {
 		addrs, err = adviser.ReadAnswer(answer)
@@ -118,6 +111,38 @@ func (c *Client) Candidates(ctx context.Context, scope string, spans []ipam.Span
 		c.poke()
 	}
 	return addrs
+}
+
+// Keep tells the adviser which addresses of spans this node keeps ahead, and learns
+// how many it may. false: nobody says so, such as an adviser of an older version.
+func (c *Client) Keep(ctx context.Context, scope string, spans []ipam.Span, keeps []netip.Addr) (adviser.Ahead, bool) {
+	client := c.known()
+	if client == nil {
+		return adviser.Ahead{}, false
+	}
+	answer, err := question(ctx, client, adviser.KeepMethod, adviser.Question{Scope: scope, Spans: spans, Keeps: keeps})
+	if err != nil {
+		return adviser.Ahead{}, false
+	}
+	ahead, err := adviser.ReadAhead(answer)
+	return ahead, err == nil
+}
+
+// known gives the adviser's client; nil: nobody is asked now.
+func (c *Client) known() *unary.Client {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Now().Before(c.until) {
+		return nil
+	}
+	return c.client
+}
+
+// question asks one.
+func question(ctx context.Context, client *unary.Client, method string, q adviser.Question) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, Patience)
+	defer cancel()
+	return client.Call(ctx, method, q.Bytes())
 }
 
 func (c *Client) poke() {

@@ -50,6 +50,7 @@ type scope struct {
 	// queues are the waits of each reason in the order in which they end. Those that
 	// ended before their time are passed over.
 	queues [reasons][]expiry
+	ahead  aheads
 }
 
 type wait struct {
@@ -69,7 +70,7 @@ func New() *View { return &View{scopes: map[string]*scope{}} }
 func (v *View) scopeLocked(name string, now time.Time) *scope {
 	s := v.scopes[name]
 	if s == nil {
-		s = &scope{waits: map[netip.Addr]wait{}}
+		s = &scope{waits: map[netip.Addr]wait{}, ahead: aheads{}}
 		v.scopes[name] = s
 	}
 	for why := range s.queues {

@@ -127,8 +127,50 @@ func TestQuarantine(t *testing.T) {
 	}
 }
 
+// TestKeep: nodes that keep addresses ahead share a quarter of what is free, and who
+// finds a range full hears what they keep of it until they gave it back.
+func TestKeep(t *testing.T) {
+	v, now := New(), time.Unix(1000, 0)
+	spans := []ipam.Span{span("10.0.0.1", "10.0.0.100")}
+	keep := func(node string, most, kept int, keeps ...string) {
+		t.Helper()
+		got := v.Keep(now, node, "a", spans, addrs(keeps...))
+		if got.Most != most || got.Kept != kept {
+			t.Fatalf("%s at %v: got %+v, want %d, %d", node, now.Sub(time.Unix(1000, 0)), got, most, kept)
+		}
+	}
+	keep("n1", 8, 0)
+	keep("n2", 8, 0)
+	keep("n3", 8, 0)
+	keep("n4", 6, 0)
+	keep("n4", 6, 0, "10.0.0.1", "10.0.0.2")
+	for _, addr := range v.Candidates(now, "a", spans, 90) {
+		v.Hold(now, "a", addr)
+	}
+	keep("n4", 0, 2, "10.0.0.1", "10.0.0.2")
+	keep("n1", 0, 3, "10.0.0.3", "10.0.1.1")
+	if got := v.Keep(now, "n1", "a", []ipam.Span{span("10.0.0.2", "10.0.0.9")}, nil); got.Kept != 2 {
+		t.Errorf("of ranges that overlap: %+v", got)
+	}
+	keep("n2", 0, 3)
+	keep("n4", 0, 1)
+	now = now.Add(told + time.Second) // n1 says nothing
+	keep("n2", 0, 0)
+	now = now.Add(counting)
+	keep("n2", 2, 0) // alone
+	if got := v.Keep(now, "n2", "b", spans, nil); got.Most != 8 {
+		t.Errorf("another scope: %+v", got)
+	}
+}
+
 func TestWire(t *testing.T) {
+	for _, want := range []Ahead{{}, {Most: 3, Kept: 70000, Back: addrs("10.0.0.1", "fd00::1")}} {
+		if got, err := ReadAhead(want.Bytes()); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("got %+v, %v, want %+v", got, err, want)
+		}
+	}
 	for _, q := range []Question{
+		{Scope: "a", Count: 1, Keeps: addrs("10.0.0.1", "10.0.0.2")},
 		{Count: 1},
 		{Scope: "whereabouts:blue", Spans: []ipam.Span{span("10.0.0.1", "10.0.0.9"), span("fd00::", "ffff::")}, Count: 7, Conflicts: addrs("10.0.0.1", "fd00::1")},
 	} {

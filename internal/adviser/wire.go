@@ -2,6 +2,7 @@ package adviser
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -10,21 +11,29 @@ import (
 	"github.com/weftnet/weft/internal/ipam"
 )
 
-// Nodes ask by one gRPC method:
+// Nodes ask by gRPC:
 //
 //	package weft.v1alpha1;
-//	service Adviser { rpc Candidates(Question) returns (Answer); }
+//	service Adviser {
+//	  rpc Candidates(Question) returns (Answer);
+//	  rpc Keep(Question) returns (Ahead);
+//	}
 //	message Question {
 //	  string scope = 1;               // where the address is held once
 //	  repeated Span spans = 2;        // what is wanted, in this order
 //	  uint32 count = 3;               // at most so many; absent: 1
 //	  repeated bytes conflicts = 4;   // addresses found in use by a stranger
+//	  repeated bytes keeps = 5;       // addresses the node keeps ahead
 //	}
 //	message Span { bytes first = 1; bytes last = 2; }  // 4 or 16 bytes, inclusive
 //	message Answer { repeated bytes addresses = 1; }   // believed free, best first
+//	message Ahead { uint32 most = 1; uint32 kept = 2; repeated bytes back = 3; }
 
-// Method is its name.
-const Method = "/weft.v1alpha1.Adviser/Candidates"
+// Method and KeepMethod are their names.
+const (
+	Method     = "/weft.v1alpha1.Adviser/Candidates"
+	KeepMethod = "/weft.v1alpha1.Adviser/Keep"
+)
 
 // ConfigMap is the name of the one in weft's namespace where the adviser's address
 // and certificate stand.
@@ -49,6 +58,7 @@ type Question struct {
 	Spans     []ipam.Span
 	Count     int
 	Conflicts []netip.Addr
+	Keeps     []netip.Addr
 }
 
 // Bytes gives the message.
@@ -65,6 +75,9 @@ func (q Question) Bytes() []byte {
 	for _, addr := range q.Conflicts {
 		out = appendAddr(out, 4, addr)
 	}
+	for _, addr := range q.Keeps {
+		out = appendAddr(out, 5, addr)
+	}
 	return out
 }
 
@@ -75,6 +88,36 @@ func AnswerBytes(addrs []netip.Addr) []byte {
 		out = appendAddr(out, 1, addr)
 	}
 	return out
+}
+
+// Bytes gives the message.
+func (a Ahead) Bytes() []byte {
+	var out []byte
+	for number, value := range map[protowire.Number]int{1: a.Most, 2: a.Kept} {
+		out = protowire.AppendVarint(protowire.AppendTag(out, number, protowire.VarintType), uint64(max(value, 0)))
+	}
+	for _, addr := range a.Back {
+		out = appendAddr(out, 3, addr)
+	}
+	return out
+}
+
+// ReadAhead reads the message.
+func ReadAhead(message []byte) (a Ahead, err error) {
+	err = fields(message, func(number protowire.Number, value []byte, integer uint64) error {
+		switch number {
+		case 1:
+			a.Most = int(min(integer, mostAhead)) //nolint:gosec // it is small
+		case 2:
+			a.Kept = int(min(integer, math.MaxInt32)) //nolint:gosec // it is small
+		case 3:
+			addr, err := readAddr("back", value)
+			a.Back = append(a.Back, addr)
+			return err
+		}
+		return nil
+	})
+	return a, err
 }
 
 func appendAddr(out []byte, number protowire.Number, addr netip.Addr) []byte {
@@ -96,7 +139,7 @@ func ReadAnswer(message []byte) (addrs []netip.Addr, err error) {
 
 // ReadQuestion reads and checks a question.
 func ReadQuestion(message []byte) (q Question, err error) {
-	err = fields(message, func(number protowire.Number, value []byte, integer uint64) error {
+	err = fields(message, func(number protowire.Number, value []byte, integer uint64) (err error) {
 		switch number {
 		case 1:
 			q.Scope = string(value)
@@ -111,18 +154,25 @@ func ReadQuestion(message []byte) (q Question, err error) {
 		case 3:
 			q.Count = int(min(integer, maxCount)) //nolint:gosec // it is small
 		case 4:
-			addr, err := readAddr("conflicts", value)
-			if err != nil {
-				return err
-			}
-			if q.Conflicts = append(q.Conflicts, addr); len(q.Conflicts) > maxCount {
-				return &hint.Error{Field: "conflicts", Problem: fmt.Sprintf("are more than %d", maxCount), Remedy: "tell of fewer at once"}
-			}
+			q.Conflicts, err = addAddr(q.Conflicts, "conflicts", value)
+		case 5:
+			q.Keeps, err = addAddr(q.Keeps, "keeps", value)
 		}
-		return nil
+		return err
 	})
 	q.Count = max(q.Count, 1)
 	return q, err
+}
+
+func addAddr(list []netip.Addr, field string, value []byte) ([]netip.Addr, error) {
+	addr, err := readAddr(field, value)
+	if err != nil {
+		return list, err
+	}
+	if list = append(list, addr); len(list) > maxCount {
+		return list, &hint.Error{Field: field, Problem: fmt.Sprintf("are more than %d", maxCount), Remedy: "tell of fewer at once"}
+	}
+	return list, nil
 }
 
 func readSpan(message []byte) (span ipam.Span, err error) {

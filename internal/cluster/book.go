@@ -58,13 +58,20 @@ type book struct {
 	mu     sync.Mutex
 	leases map[string]*held
 	owners map[owner][]*held
+	// bound are the Pods that have leases of nodes, by the leases' UIDs, and nodes
+	// which UIDs a node's NodeAddresses tells of.
+	bound  map[types.UID]v1alpha1.Binding
+	nodes  map[string][]types.UID
 	round  uint32 // of lists
 	synced bool
 	bad    int // that cannot be read
 }
 
 func newBook(view *adviser.View) *book {
-	return &book{view: view, claimed: func() {}, leases: map[string]*held{}, owners: map[owner][]*held{}}
+	return &book{
+		view: view, claimed: func() {}, leases: map[string]*held{}, owners: map[owner][]*held{},
+		bound: map[types.UID]v1alpha1.Binding{}, nodes: map[string][]types.UID{},
+	}
 }
 
 // same gives one copy of a text that many leases have.
@@ -93,6 +100,7 @@ func (b *book) Put(obj *store.Object) {
 		b.bad++
 		return
 	}
+	b.bindLocked(lease)
 	is := &held{
 		name: lease.Name, uid: lease.UID, scope: same(lease.Spec.Scope), addr: lease.Spec.IP, owner: ownerOf(lease), round: b.round,
 		quarantined: lease.Spec.Owner.Kind == v1alpha1.OwnerQuarantine,

@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/weftnet/weft/api/v1alpha1"
 	"github.com/weftnet/weft/internal/adviser"
 	"github.com/weftnet/weft/internal/elect"
 	"github.com/weftnet/weft/internal/hint"
@@ -84,6 +85,10 @@ type state struct {
 	ranges *pools
 	// doubted is whom the collector looks at.
 	doubted atomic.Pointer[[]doubt]
+	gone    goneNodes
+	// keepable: nodes may keep addresses of Whereabouts' networks ahead, for weft gives
+	// them.
+	keepable atomic.Bool
 }
 
 // doubts are the owners that seemed to have ended at the collector's last pass.
@@ -157,6 +162,7 @@ func (c *controller) lead(ctx context.Context, term *elect.Period) error {
 	vms := newMachines(claims)
 	tasks := []task{
 		feed{api: c.api, gvk: leaseKind, every: c.Compare, to: s.book, log: c.Log},
+		feed{api: c.api, gvk: v1alpha1.NodeAddressesKind, every: c.Compare, to: &bindings{book: s.book}, log: c.Log},
 		feed{api: c.api, gvk: podKind, every: c.Compare, to: s.pods, log: c.Log},
 		feed{api: c.api, gvk: networks.DefinitionKind, every: c.Compare, to: s.ranges, log: c.Log},
 		feed{api: c.api, gvk: networks.ClaimKind, every: c.Compare, to: claims, log: c.Log, optional: true},

@@ -100,7 +100,12 @@ func (c *collector) pass(ctx context.Context) {
 			continue
 		}
 		facts := look.Facts(ctx, o.LeaseOwner, o.node)
-		after, verdict := garbage.Judge(time.Now(), c.grace, sight, facts)
+		grace := c.grace
+		if o.Kind == v1alpha1.OwnerNode {
+			grace = max(grace, keptGrace)
+			c.gone.note(o.node, facts.Node)
+		}
+		after, verdict := garbage.Judge(time.Now(), grace, sight, facts)
 		c.last[o] = facts
 		switch {
 		case verdict == garbage.Keep, after == garbage.Sight{}:
@@ -112,6 +117,9 @@ func (c *collector) pass(ctx context.Context) {
 	}
 	c.sights = still
 	c.publish()
+	if compare {
+		c.forgetTellers(ctx, look)
+	}
 }
 
 // publish tells whom this pass leaves in doubt.
@@ -146,7 +154,7 @@ func (c *collector) free(ctx context.Context, o owner, facts garbage.Facts) bool
 			return false
 		}
 		now, err := v1alpha1.LeaseFromObject(obj)
-		if err != nil || now.UID != is.uid || ownerOf(now) != o {
+		if err != nil || now.UID != is.uid || c.book.ownerOf(now) != o {
 			return false
 		}
 		revisions[i] = now.ResourceVersion

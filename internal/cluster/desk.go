@@ -23,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/weftnet/weft/internal/adviser"
+	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/internal/unary"
 )
@@ -73,7 +74,7 @@ func (d *desk) Run(ctx context.Context) error {
 		return errors.Join(err, listener.Close())
 	}
 	server := &http.Server{
-		Handler:     unary.Handler(map[string]unary.Method{adviser.Method: d.candidates}),
+		Handler:     unary.Handler(map[string]unary.Method{adviser.Method: d.counted(d.advise), adviser.KeepMethod: d.counted(d.keep)}),
 		ReadTimeout: questionPatience, IdleTimeout: 10 * time.Minute, ErrorLog: slog.NewLogLogger(d.Log.Handler(), slog.LevelDebug),
 		TLSConfig: &tls.Config{
 			MinVersion:     tls.VersionTLS13,
@@ -181,25 +182,37 @@ func (d *desk) write(ctx context.Context, address string, authority []byte) erro
 	return err
 }
 
-// candidates answers a node.
-func (d *desk) candidates(ctx context.Context, token string, message []byte) ([]byte, error) {
-	began := time.Now()
-	answer, err := d.advise(ctx, token, message)
-	d.count.Advised(err == nil, time.Since(began))
-	return answer, err
+// counted counts the questions of a method.
+func (d *desk) counted(answer unary.Method) unary.Method {
+	return func(ctx context.Context, token string, message []byte) ([]byte, error) {
+		began := time.Now()
+		out, err := answer(ctx, token, message)
+		d.count.Advised(err == nil, time.Since(began))
+		return out, err
+	}
 }
 
-func (d *desk) advise(ctx context.Context, token string, message []byte) ([]byte, error) {
+// question reads what a node asks, and which node that is.
+func (d *desk) question(ctx context.Context, token string, message []byte) (string, adviser.Question, error) {
 	if !d.book.Synced() {
-		return nil, &unary.Error{Code: unary.Unavailable, Err: errNotYet}
+		return "", adviser.Question{}, &unary.Error{Code: unary.Unavailable, Err: errNotYet}
 	}
 	node, err := d.callers.node(ctx, token)
 	if err != nil {
-		return nil, err
+		return "", adviser.Question{}, err
 	}
 	question, err := adviser.ReadQuestion(message)
 	if err != nil {
-		return nil, &unary.Error{Code: unary.InvalidArgument, Err: err}
+		return "", question, &unary.Error{Code: unary.InvalidArgument, Err: err}
+	}
+	return node, question, nil
+}
+
+// advise proposes addresses.
+func (d *desk) advise(ctx context.Context, token string, message []byte) ([]byte, error) {
+	node, question, err := d.question(ctx, token, message)
+	if err != nil {
+		return nil, err
 	}
 	now := time.Now()
 	for _, addr := range question.Conflicts {
@@ -208,4 +221,28 @@ func (d *desk) advise(ctx context.Context, token string, message []byte) ([]byte
 		d.Log.Warn("a stranger uses an address", "address", addr, "scope", question.Scope, "seenBy", node)
 	}
 	return adviser.AnswerBytes(d.view.Candidates(now, question.Scope, question.Spans, question.Count)), nil
+}
+
+// keep says how many addresses a node may keep ahead, and which it does not have. By
+// this it hands some out without asking anybody, so nothing is said that may be old.
+func (d *desk) keep(ctx context.Context, token string, message []byte) ([]byte, error) {
+	node, question, err := d.question(ctx, token, message)
+	if err != nil {
+		return nil, err
+	}
+	if !d.term.Lasts() {
+		return nil, &unary.Error{Code: unary.Unavailable, Err: errors.New("another leads")}
+	}
+	ahead := d.view.Keep(time.Now(), node, question.Scope, question.Spans, question.Keeps)
+	has := d.book.keptBy(node)
+	for _, addr := range question.Keeps {
+		if !has[question.Scope+" "+addr.String()] {
+			ahead.Back = append(ahead.Back, addr)
+		}
+	}
+	_, _, theirs := ipam.ParseWhereaboutsScope(ipam.Scope(question.Scope))
+	if d.gone.has(node) || theirs && !d.keepable.Load() {
+		ahead.Most, ahead.Back = 0, question.Keeps
+	}
+	return ahead.Bytes(), nil
 }

@@ -80,6 +80,7 @@ func (b *beside) turn(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
+	b.keepable.Store(now.By == "" || now.By == takeover.ByWeft)
 	if now != b.seen || b.since.IsZero() {
 		b.seen, b.since = now, time.Now()
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -263,6 +264,13 @@ func (n *longNode) Alive(_ context.Context, sandbox string) (bool, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.alive[sandbox], nil
+}
+
+// Sandboxes are those that the runtime has.
+func (n *longNode) Sandboxes(context.Context) (map[string]bool, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return maps.Clone(n.alive), nil
 }
 
 // Conflict is told of what must not be.

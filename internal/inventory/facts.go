@@ -70,7 +70,7 @@ func (l *Look) Facts(ctx context.Context, o v1alpha1.LeaseOwner, nodeName string
 // Owner reads what is known of an owner.
 func (l *Look) Owner(ctx context.Context, o v1alpha1.LeaseOwner) garbage.Owner {
 	switch {
-	case o.Kind == v1alpha1.OwnerPod && o.UID == "", o.Kind == v1alpha1.OwnerQuarantine:
+	case o.Kind == v1alpha1.OwnerPod && o.UID == "", o.Kind == v1alpha1.OwnerQuarantine, o.Kind == v1alpha1.OwnerNode:
 		return garbage.Nameless
 	case o.Kind == v1alpha1.OwnerPod:
 		return l.pod(ctx, o)

@@ -87,7 +87,11 @@ const (
 	claimPrefix      = "claim:"
 	nicPrefix        = "nic:"
 	quarantinePrefix = "quarantine:"
+	nodePrefix       = "node:"
 )
+
+// NodeOwner is the owner of what a node keeps ahead for attachments to come.
+func NodeOwner(node string) Owner { return Owner(nodePrefix + node) }
 
 // NICOwner is the owner of what a VM's NIC keeps over restarts; name is that of
 // its NICIdentity.

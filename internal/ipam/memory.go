@@ -92,10 +92,7 @@ func (m *Memory) Release(_ context.Context, lease Lease) error {
 		return nil
 	}
 	delete(scope.holders, lease.Addr)
-	left := slices.DeleteFunc(m.owners[lease.Owner], func(l Lease) bool { return l == lease })
-	if m.owners[lease.Owner] = left; len(left) == 0 {
-		delete(m.owners, lease.Owner)
-	}
+	m.disownLocked(lease)
 	if len(scope.holders) == 0 {
 		delete(m.scopes, lease.Scope) // cursors of ranges that were edited away go with it
 		return nil
@@ -104,6 +101,28 @@ func (m *Memory) Release(_ context.Context, lease Lease) error {
 		r.release(lease.Addr)
 	}
 	return nil
+}
+
+// Pass makes an address another owner's, if lease.Owner has it.
+func (m *Memory) Pass(lease Lease, to Owner) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	scope := m.scopes[lease.Scope]
+	if scope == nil || scope.holders[lease.Addr] != lease.Owner {
+		return false
+	}
+	m.disownLocked(lease)
+	scope.holders[lease.Addr] = to
+	lease.Owner = to
+	m.owners[to] = append(m.owners[to], lease)
+	return true
+}
+
+func (m *Memory) disownLocked(lease Lease) {
+	left := slices.DeleteFunc(m.owners[lease.Owner], func(l Lease) bool { return l == lease })
+	if m.owners[lease.Owner] = left; len(left) == 0 {
+		delete(m.owners, lease.Owner)
+	}
 }
 
 // TakeFrom holds the lowest address of r that nobody in scope holds.

@@ -52,6 +52,9 @@ func (t *taker) TakeFrom(ctx context.Context, scope ipam.Scope, r ipam.Range, ow
 	if _, err := t.permitted(ctx, scope); err != nil {
 		return netip.Addr{}, err
 	}
+	if addr, ok := t.fromStock(scope, r, owner); ok {
+		return addr, nil
+	}
 	if addr, err := t.advised(ctx, scope, r, owner); err != nil || addr.IsValid() {
 		return addr, err
 	}
@@ -63,10 +66,13 @@ func (t *taker) TakeFrom(ctx context.Context, scope ipam.Scope, r ipam.Range, ow
 			if err != nil {
 				return netip.Addr{}, err
 			}
-			if !again {
-				return netip.Addr{}, ipam.ErrExhausted
+			if again {
+				continue
 			}
-			continue
+			if addr, err := t.awaitKept(ctx, scope, r, owner, began); err != nil || addr.IsValid() {
+				return addr, err
+			}
+			return netip.Addr{}, ipam.ErrExhausted
 		}
 		if err != nil {
 			return netip.Addr{}, err
@@ -160,6 +166,7 @@ func (s *Store) seek(ctx context.Context, scope ipam.Scope, r ipam.Range, began 
 			again = true
 		}
 	}
+	s.returnOwnLocked(scope, r)
 	var returning chan struct{}
 	for k, h := range s.leases {
 		if k.scope == scope && h.release != nil && r.Contains(k.addr) {

@@ -126,6 +126,9 @@ func (s *Store) writeHolders(ctx context.Context, obj *store.Object, holders []v
 
 // takeClaimed holds an address of a claim for the attachment, in the cluster.
 func (t *taker) takeClaimed(ctx context.Context, lease ipam.Lease) error {
+	if err := t.makeRoom(ctx, lease); err != nil {
+		return err
+	}
 	if err := t.memory.Hold(lease); err != nil {
 		return err
 	}

@@ -62,7 +62,11 @@ type Options struct {
 	// Giving is the ConfigMap that says who gives addresses of Whereabouts' networks;
 	// zero: weft does.
 	Giving store.Key
-	Log    *slog.Logger
+	// Keeper is asked how many addresses may be kept ahead of Pods, and Journal names
+	// the records that tell who has those; nil: none are.
+	Keeper  Keeper
+	Journal func() (string, error)
+	Log     *slog.Logger
 }
 
 // Store is what one node holds.
@@ -103,6 +107,22 @@ type Store struct {
 	looks map[walkKey]time.Time
 	// leaves are sandboxes to be taken off the holders of claims' addresses.
 	leaves map[leaving]bool
+
+	// stocks are what is kept ahead, see prefetch.go. found are leases of ours that
+	// nobody is known to have, with the journal that knew, and spare those of them that
+	// nobody has. strangers are the sandboxes that may have the others.
+	stocks    map[walkKey]*stock
+	found     map[key]string
+	spare     map[key]time.Time
+	strangers map[string]bool
+	journal   string        // empty: not known yet
+	taken     chan struct{} // one: something was taken of a range
+	// published is what NodeAddresses says, see bindings.go; nil: it is to be read.
+	// unpublished is how many leases it does not tell of, since when.
+	published        *v1alpha1.NodeAddresses
+	unpublished      int
+	unpublishedSince time.Time
+	crowded          bool // it is as large as it may be
 }
 
 var _ ipam.Store = (*Store)(nil)
@@ -130,6 +150,8 @@ type held struct {
 	shared bool
 	// since is when it was put in quarantine.
 	since time.Time
+	// bound: it was the node's, taken ahead, and is its owner's now.
+	bound bool
 	// release is not nil once it is to be given back.
 	release *release
 }
@@ -152,6 +174,7 @@ func New(options Options) (*Store, error) {
 		leases: map[key]*held{}, gone: map[ipam.Owner]bool{}, others: map[ipam.Scope]map[netip.Addr]learned{},
 		walks: map[walkKey]uint64{}, looks: map[walkKey]time.Time{},
 		leaves: map[leaving]bool{},
+		stocks: map[walkKey]*stock{}, found: map[key]string{}, spare: map[key]time.Time{}, taken: make(chan struct{}, 1),
 	}
 	list, err := kept.List()
 	if err != nil {
@@ -183,6 +206,11 @@ func (s *Store) Take(_ context.Context, lease ipam.Lease) error { return s.memor
 // process began.
 func (s *Store) Hold(lease ipam.Lease) error {
 	s.mu.Lock()
+	if h := s.leases[keyOf(lease)]; h != nil && h.owner == s.nodeOwner() && h.release == nil {
+		s.bindLocked(keyOf(lease), h, lease.Owner)
+		s.mu.Unlock()
+		return nil
+	}
 	old := s.supersedeLocked(lease)
 	s.mu.Unlock()
 	if old != "" {
@@ -204,7 +232,7 @@ func (s *Store) Hold(lease ipam.Lease) error {
 // gives the other; empty: there is none.
 func (s *Store) supersedeLocked(lease ipam.Lease) ipam.Owner {
 	h := s.leases[keyOf(lease)]
-	if h == nil || h.owner == lease.Owner || h.release == nil || h.release.busy {
+	if h == nil || h.owner == lease.Owner || h.release == nil || h.release.busy || lease.Owner == s.nodeOwner() {
 		return ""
 	}
 	delete(s.leases, keyOf(lease))
@@ -266,6 +294,9 @@ func (t *taker) Take(ctx context.Context, lease ipam.Lease) error {
 		return t.takeClaimed(ctx, lease)
 	}
 	for {
+		if err := t.makeRoom(ctx, lease); err != nil {
+			return err
+		}
 		if err := t.memory.Hold(lease); err != nil {
 			return err
 		}
@@ -348,6 +379,10 @@ func (t *taker) spec(lease ipam.Lease, pool string) v1alpha1.AddressLeaseSpec {
 		spec.Owner = v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerNIC, Namespace: namespace, Name: name}
 		return spec
 	}
+	if lease.Owner == t.nodeOwner() {
+		spec.Owner, spec.Journal = v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerNode, Name: t.Node}, t.journal
+		return spec
+	}
 	spec.Sandbox, spec.Interface = t.sandbox, t.ifName
 	spec.Owner = v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerPod, Namespace: t.pod.Namespace, Name: t.pod.Name, UID: types.UID(t.pod.UID)}
 	return spec
@@ -418,7 +453,8 @@ func (s *Store) ours(ctx context.Context, lease ipam.Lease) (*store.Object, erro
 	if err != nil {
 		return nil, &ipam.TakenError{Addr: lease.Addr, HolderName: "object AddressLease " + obj.GetName() + ", which cannot be read"}
 	}
-	if is.Spec.Node != s.Node || ownerOf(is.Spec) != lease.Owner || is.Spec.IP != lease.Addr || is.Spec.Scope != string(lease.Scope) {
+	// What the node took ahead is whose this process says.
+	if owner := ownerOf(is.Spec); is.Spec.Node != s.Node || owner != lease.Owner && owner != s.nodeOwner() || is.Spec.IP != lease.Addr || is.Spec.Scope != string(lease.Scope) {
 		return nil, &ipam.TakenError{Addr: lease.Addr, Holder: ownerOf(is.Spec), HolderName: HolderName(is.Spec)}
 	}
 	return obj, nil
@@ -428,7 +464,13 @@ func (s *Store) ours(ctx context.Context, lease ipam.Lease) (*store.Object, erro
 func (s *Store) note(lease ipam.Lease, obj *store.Object, lost bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.leases[keyOf(lease)] = &held{owner: lease.Owner, uid: obj.GetUID(), revision: obj.GetResourceVersion(), shared: severalHold(obj)}
+	h := &held{owner: lease.Owner, uid: obj.GetUID(), revision: obj.GetResourceVersion(), shared: severalHold(obj)}
+	s.leases[keyOf(lease)] = h
+	spec, _ := obj.Object["spec"].(map[string]any)
+	owner, _ := spec["owner"].(map[string]any)
+	if owner["kind"] == v1alpha1.OwnerNode && lease.Owner != s.nodeOwner() {
+		s.boundNowLocked(h) // a late request of before made it
+	}
 	if lost {
 		s.lostAt = time.Now()
 	}

@@ -97,6 +97,8 @@ func ownerOf(spec v1alpha1.AddressLeaseSpec) ipam.Owner {
 		return ipam.NICOwner(spec.Owner.Namespace, spec.Owner.Name)
 	case v1alpha1.OwnerQuarantine:
 		return ipam.QuarantineOwner(spec.Owner.Name)
+	case v1alpha1.OwnerNode:
+		return ipam.NodeOwner(spec.Node)
 	}
 	return ipam.AttachmentOwner(spec.Sandbox, spec.Interface)
 }
@@ -105,6 +107,9 @@ func ownerOf(spec v1alpha1.AddressLeaseSpec) ipam.Owner {
 func HolderName(spec v1alpha1.AddressLeaseSpec) string {
 	if spec.Owner.Kind == v1alpha1.OwnerQuarantine {
 		return ipam.QuarantineName(spec.Owner.Name)
+	}
+	if spec.Owner.Kind == v1alpha1.OwnerNode {
+		return "node " + spec.Node + " for one of its Pods"
 	}
 	name := spec.Owner.Kind + " " + spec.Owner.Namespace + "/" + spec.Owner.Name
 	if spec.Owner.Name == "" {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/weftnet/weft/api/v1alpha1"
@@ -27,6 +28,8 @@ type Users interface {
 	// Conflict is told, now and then, of an attachment whose address is another's in the
 	// cluster. It must not wait.
 	Conflict(box *record.Sandbox, a *record.Attachment, holder v1alpha1.AddressLeaseSpec)
+	// Sandboxes are those that the container runtime has.
+	Sandboxes(ctx context.Context) (map[string]bool, error)
 }
 
 // How often things are looked at.
@@ -102,7 +105,7 @@ func (s *Store) syncOurs(ctx context.Context) error {
 			if old := s.supersedeLocked(lease); old != "" {
 				superseded = append(superseded, old)
 			}
-			s.meetLocked(lease, obj)
+			s.meetLocked(lease, obj, found.Spec.Journal)
 			s.sinceLocked(lease, found.Spec.Since)
 		}
 	}
@@ -116,10 +119,14 @@ func (s *Store) syncOurs(ctx context.Context) error {
 }
 
 // meetLocked takes up a lease that was listed.
-func (s *Store) meetLocked(lease ipam.Lease, obj *store.Object) {
+func (s *Store) meetLocked(lease ipam.Lease, obj *store.Object, journal string) {
 	h := s.leases[keyOf(lease)]
+	ahead := lease.Owner == s.nodeOwner()
 	switch {
-	case h != nil && h.owner == lease.Owner:
+	case h != nil && (h.owner == lease.Owner || ahead):
+		if h.owner != lease.Owner {
+			s.boundNowLocked(h)
+		}
 		if h.release == nil || !h.release.busy {
 			h.uid, h.revision = obj.GetUID(), obj.GetResourceVersion()
 		}
@@ -139,6 +146,11 @@ func (s *Store) meetLocked(lease ipam.Lease, obj *store.Object) {
 		s.poke()
 	}
 	s.leases[keyOf(lease)] = h
+	if ahead {
+		h.unused = time.Now()
+		s.found[keyOf(lease)] = journal
+		s.wakeKeeper()
+	}
 }
 
 // Sweep has leases given back that nobody uses any more, at the second look.
@@ -146,7 +158,7 @@ func (s *Store) Sweep(ctx context.Context, users Users) {
 	s.mu.Lock()
 	var all []ipam.Lease
 	for k, h := range s.leases {
-		if h.release == nil {
+		if h.release == nil && h.owner != s.nodeOwner() {
 			all = append(all, ipam.Lease{Scope: k.scope, Addr: k.addr, Owner: h.owner})
 		}
 	}
@@ -243,6 +255,10 @@ func (s *Store) wanted(ctx context.Context, lease ipam.Lease, users Users) bool 
 
 // Run keeps the node's leases until ctx ends.
 func (s *Store) Run(ctx context.Context, users Users) error {
+	var group sync.WaitGroup
+	defer group.Wait()
+	group.Go(func() { s.keepAhead(ctx, users) })
+	group.Go(func() { s.publish(ctx, users) })
 	sweep := time.NewTicker(sweepEvery)
 	defer sweep.Stop()
 	retry := time.NewTicker(retryPause)
@@ -294,12 +310,13 @@ func (s *Store) listingDue(listed time.Time) bool {
 	return since > listEvery+s.jitter
 }
 
-// States counts the leases of this node: those that are held, that are returning to
-// the cluster, that are conflicting with another's there, and that are in quarantine.
+// States counts the leases of this node: those that are held, that are kept ahead of
+// Pods, that are returning to the cluster, that are conflicting with another's there,
+// and that are in quarantine.
 func (s *Store) States() map[string]int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	count := map[string]int{"held": 0, "returning": 0, "conflicting": 0, "quarantined": 0}
+	count := map[string]int{"held": 0, "ahead": 0, "returning": 0, "conflicting": 0, "quarantined": 0}
 	for _, h := range s.leases {
 		switch {
 		case !h.since.IsZero() && h.release == nil:
@@ -308,6 +325,8 @@ func (s *Store) States() map[string]int {
 			count["returning"]++
 		case !h.told.IsZero():
 			count["conflicting"]++
+		case h.owner == s.nodeOwner():
+			count["ahead"]++
 		default:
 			count["held"]++
 		}

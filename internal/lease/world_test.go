@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -170,7 +171,16 @@ type node struct {
 	end    func() // ends Run
 	// conflicts are what was told of.
 	conflicts []string
+	// equip completes the store of each process.
+	equip func(*Store)
+	// dies says whether the process dies at a step of an attachment; nil: at none.
+	dies func(step string) bool
+	// ctx ends with the process; nil: it lives.
+	ctx context.Context //nolint:containedctx // a test's
 }
+
+// errDead: the process died, so nobody hears what came of it.
+var errDead = errors.New("dead")
 
 func newNode(t testing.TB, api *faults, name string) *node {
 	t.Helper()
@@ -187,6 +197,9 @@ func (n *node) start() {
 		n.t.Fatal(err)
 	}
 	n.Store = made
+	if n.equip != nil {
+		n.equip(made)
+	}
 	_ = n.Sync(n.t.Context()) // the API may be away
 	for _, box := range n.boxes {
 		for _, a := range box.Attachments {
@@ -255,6 +268,13 @@ func (n *node) Conflict(box *record.Sandbox, a *record.Attachment, holder v1alph
 	n.conflicts = append(n.conflicts, fmt.Sprintf("%s %s/%s, %s", holder.IP, box.ID, a.Interface, HolderName(holder)))
 }
 
+// Sandboxes says what the runtime knows.
+func (n *node) Sandboxes(context.Context) (map[string]bool, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return maps.Clone(n.alive), nil
+}
+
 func parse(t testing.TB, text string) ipam.Config {
 	t.Helper()
 	config, err := ipam.Parse([]byte(`{"name":"n","ipam":`+text+`}`), "")
@@ -283,9 +303,16 @@ func (n *node) addFor(config ipam.Config, sandbox string, owner ipam.Owner) ([]s
 		delete(n.adding, sandbox)
 		n.mu.Unlock()
 	}()
-	got, err := ipam.NewConcurrentAllocator(n.Of(box, a, config)).Allocate(n.t.Context(), config, owner)
+	ctx := n.ctx
+	if ctx == nil {
+		ctx = n.t.Context()
+	}
+	got, err := ipam.NewConcurrentAllocator(n.Of(box, a, config)).Allocate(ctx, config, owner)
 	if err != nil {
 		return nil, err
+	}
+	if n.dies != nil && n.dies("allocated") {
+		return nil, errDead
 	}
 	var out []string
 	for _, address := range got.Addresses {
@@ -300,8 +327,11 @@ func (n *node) addFor(config ipam.Config, sandbox string, owner ipam.Owner) ([]s
 		a.Leases = append(a.Leases, record.Lease{Scope: string(l.Scope), Addr: l.Addr, Owner: string(l.Owner)})
 	}
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	n.boxes[sandbox], n.alive[sandbox] = box, true
+	n.mu.Unlock()
+	if n.dies != nil && n.dies("recorded") {
+		return out, errDead
+	}
 	return out, nil
 }
 

@@ -146,7 +146,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	if err != nil {
 		return err
 	}
-	a.leases, err = newLeases(a, opt)
+	a.leases, err = newLeases(a, opt, records)
 	if err != nil {
 		return err
 	}

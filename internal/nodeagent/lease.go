@@ -36,7 +36,7 @@ var (
 	_ lease.Users  = (*leases)(nil)
 )
 
-func newLeases(a *agent, opt Options) (*leases, error) {
+func newLeases(a *agent, opt Options, records *record.Store) (*leases, error) {
 	options := lease.Options{API: a.api, Node: opt.Node, Dir: filepath.Join(opt.State, cniserver.LeaseDir), Log: opt.Log}
 	if opt.Namespace != "" {
 		options.Giving = store.Key{Namespace: opt.Namespace, Name: whereabouts.ConfigMap}
@@ -46,7 +46,15 @@ func newLeases(a *agent, opt Options) (*leases, error) {
 		client := advice.New(advice.Options{
 			API: a.api, ConfigMap: store.Key{Namespace: opt.Namespace, Name: adviser.ConfigMap}, TokenFile: opt.AdviserToken, Log: opt.Log,
 		})
-		options.Adviser, asks = client, client
+		options.Adviser, options.Keeper, asks = client, client, client
+		options.Journal = func() (string, error) {
+			boot, err := record.BootID(opt.HostRoot)
+			if err != nil {
+				return "", err
+			}
+			journal, err := records.Journal()
+			return boot + "/" + journal, err
+		}
 	}
 	held, err := lease.New(options)
 	if err != nil {
@@ -109,4 +117,11 @@ func (l *leases) Alive(ctx context.Context, sandbox string) (bool, error) {
 	defer cancel()
 	live, err := l.runtime.Sandboxes(ctx)
 	return live[sandbox], err
+}
+
+// Sandboxes are those that the runtime has.
+func (l *leases) Sandboxes(ctx context.Context) (map[string]bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, apiPatience)
+	defer cancel()
+	return l.runtime.Sandboxes(ctx)
 }

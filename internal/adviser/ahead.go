@@ -1,0 +1,88 @@
+package adviser
+
+import (
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/weftnet/weft/internal/ipam"
+)
+
+const (
+	// mostAhead bounds how many addresses of a range a node keeps ahead. All nodes
+	// together keep one of shareAhead of those that are free.
+	mostAhead, shareAhead = 8, 4
+	// told is for how long what a node said of its addresses is believed, and counting
+	// for how long it is one of those that share a range.
+	told, counting = 10 * time.Second, 2 * time.Minute
+)
+
+// Ahead is what a node is told of addresses that it keeps ahead of its Pods.
+type Ahead struct {
+	// Most is how many of the range it may keep; if it is full, none.
+	Most int
+	// Kept is how many all nodes keep of a range that is full. They give them back
+	// within seconds.
+	Kept int
+	// Back are those that are not the node's, as far as is known: nobody may have them.
+	Back []netip.Addr
+}
+
+// aheads are what nodes keep of the ranges of a scope, by the ranges' spans.
+type aheads map[string]map[string]ahead
+
+// ahead is what one node said.
+type ahead struct {
+	at    time.Time
+	keeps []netip.Addr
+}
+
+// Keep takes note of what a node keeps ahead of spans, and says how many it may.
+func (v *View) Keep(now time.Time, node, scope string, spans []ipam.Span, keeps []netip.Addr) (out Ahead) {
+	usage := v.Usage(now, scope, spans)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s := v.scopeLocked(scope, now)
+	nodes := s.ahead.of(spans, now)
+	nodes[node] = ahead{now, keeps}
+	free := max(0, usage.Size-float64(usage.Held)-float64(usage.Conflicts))
+	if out.Most = int(min(mostAhead, free/float64(shareAhead*len(nodes)))); out.Most > 0 {
+		return out
+	}
+	for _, nodes := range s.ahead {
+		for _, is := range nodes {
+			if now.Sub(is.at) > told {
+				continue
+			}
+			for _, addr := range is.keeps {
+				if within(spans, addr) {
+					out.Kept++
+				}
+			}
+		}
+	}
+	return out
+}
+
+// of gives what nodes keep of spans, without those that were not heard of for long.
+func (a aheads) of(spans []ipam.Span, now time.Time) map[string]ahead {
+	texts := make([]string, 0, len(spans))
+	for _, span := range spans {
+		texts = append(texts, span.String())
+	}
+	key := strings.Join(texts, ",")
+	for other, nodes := range a {
+		for node, is := range nodes {
+			if now.Sub(is.at) > counting {
+				delete(nodes, node)
+			}
+		}
+		if len(nodes) == 0 && other != key {
+			delete(a, other)
+		}
+	}
+	if a[key] == nil {
+		a[key] = map[string]ahead{}
+	}
+	return a[key]
+}
