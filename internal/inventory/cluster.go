@@ -8,6 +8,7 @@ import (
 	"net/netip"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weftnet/weft/api/v1alpha1"
 	"github.com/weftnet/weft/internal/hint"
@@ -48,6 +49,7 @@ func (c Cluster) Read(ctx context.Context) (*Known, error) {
 		return nil, err
 	}
 	SortHoldings(known.Held)
+	known.bind(ctx, c.API)
 	err = each(ctx, c.API, networks.DefinitionKind, func(obj *store.Object) {
 		known.Networks = append(known.Networks, ClusterWide(NetworksOf(obj))...)
 	})
@@ -64,6 +66,31 @@ func (c Cluster) Read(ctx context.Context) (*Known, error) {
 		known.Problems = append(known.Problems, err.Error())
 	}
 	return known, nil
+}
+
+// bind finds the Pods that have what nodes took ahead of them.
+func (k *Known) bind(ctx context.Context, api store.Store) {
+	bindings := map[string]map[types.UID]v1alpha1.Binding{} // by node
+	err := each(ctx, api, v1alpha1.NodeAddressesKind, func(obj *store.Object) {
+		all, err := v1alpha1.NodeAddressesFromObject(obj)
+		if err != nil {
+			k.Problems = append(k.Problems, err.Error())
+			return
+		}
+		its := make(map[types.UID]v1alpha1.Binding, len(all.Spec.Bindings))
+		for _, b := range all.Spec.Bindings {
+			its[b.UID] = b
+		}
+		bindings[all.Name] = its
+	})
+	if err != nil && !unserved(err) {
+		k.Problems = append(k.Problems, err.Error())
+	}
+	for i := range k.Held {
+		if b, ok := bindings[k.Held[i].Node][k.Held[i].uid]; ok {
+			k.Held[i].bind(b)
+		}
+	}
 }
 
 // unserved says that the API server has no such kind, as store/kube tells it.
@@ -139,7 +166,7 @@ func holdingOf(obj *store.Object) (Holding, error) {
 	return Holding{
 		Address: spec.IP, Scope: spec.Scope, Pool: spec.Pool, Network: spec.Network, Interface: spec.Interface, Sandbox: spec.Sandbox,
 		Node: spec.Node, Owner: spec.Owner, Holders: spec.Holders, Since: since, Lease: lease.Name,
-		uid: lease.UID, revision: lease.ResourceVersion,
+		uid: lease.UID, revision: lease.ResourceVersion, leased: spec.Owner,
 	}, nil
 }
 

@@ -75,7 +75,7 @@ func (c Cluster) Force(ctx context.Context, is Holding) error {
 	if err != nil {
 		return err
 	}
-	if now.uid == is.uid && now.Owner == is.Owner && now.Node == is.Node {
+	if now.uid == is.uid && now.leased == is.leased && now.Node == is.Node {
 		err = c.API.Delete(ctx, v1alpha1.AddressLeaseKind, key, store.Precondition{UID: now.uid, Revision: now.revision})
 	} else {
 		err = store.ErrConflict

@@ -127,6 +127,7 @@ func TestWhy(t *testing.T) {
 		},
 		{"nobody's", "10.0.0.8", v1alpha1.AddressLeaseSpec{Node: "n1", Sandbox: "s", Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerPod}}, nil, garbage.WithNode, "nothing tells whose it is, and its node n1 is there", "weft-node"},
 		{"a stranger's", "10.0.0.9", v1alpha1.AddressLeaseSpec{Node: "n1", Since: now, Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerQuarantine, Name: "02:00:00:00:00:99"}}, nil, garbage.WithNode, "02:00:00:00:00:99 was found to use it at " + now.Format(time.TimeOnly), "10m0s after it was found"},
+		{"a node's", "10.0.0.11", v1alpha1.AddressLeaseSpec{Node: "n1", Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerNode, Name: "n1"}}, nil, garbage.WithNode, "node n1 took it ahead of its Pods", "for two minutes"},
 		{"another kind", "10.0.0.10", v1alpha1.AddressLeaseSpec{Node: "n1", Owner: v1alpha1.LeaseOwner{Kind: "Something", Name: "x"}}, nil, garbage.OwnerLives, "Something x is there", "delete Something x"},
 	} {
 		is := w.lease(tt.addr, tt.spec)
@@ -220,5 +221,40 @@ func TestUsage(t *testing.T) {
 	text := fmt.Sprintf("%s: size %s, used %d, reserved %d, conflicts %d, free %s, full %d%%", u.Name, u.Size, u.Used, u.Reserved, u.Conflicts, u.Free, u.Full())
 	if want := "net.lan-10.0.0.2-10.0.0.14: size 13, used 2, reserved 1, conflicts 1, free 9, full 31%"; text != want {
 		t.Errorf("got  %s\nwant %s", text, want)
+	}
+}
+
+// TestBound: what a node took ahead is the Pod's that the node names, unless that is of
+// another lease or node; it is freed like that Pod's.
+func TestBound(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.node("n1", time.Now())
+	ahead := v1alpha1.AddressLeaseSpec{Node: "n1", Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerNode, Name: "n1"}}
+	first, second := w.lease("10.0.0.1", ahead), w.lease("10.0.0.2", ahead)
+	tell := func(node string, uid types.UID) {
+		all := v1alpha1.NodeAddresses{}
+		all.Name = node
+		all.Spec.Bindings = []v1alpha1.Binding{{Lease: "x", UID: uid, Network: "a/lan", Interface: "net1", Sandbox: "s", Owner: gone("1")}}
+		obj, err := all.Object()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Create(t.Context(), obj); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tell("n1", first.uid)
+	tell("n2", second.uid)
+	known := w.read()
+	is := known.Held[0]
+	if is.OwnerName() != "Pod a/gone" || is.Interface != "net1" || is.Network != "a/lan" || is.Reserved() {
+		t.Errorf("got %+v", is)
+	}
+	if other := known.Held[1]; other.OwnerName() != "Node n1" || !other.Reserved() {
+		t.Errorf("got %+v", other)
+	}
+	if err := (Cluster{w.Store}).Force(t.Context(), is); err != nil || w.there("10.0.0.1") {
+		t.Errorf("freed: %v", err)
 	}
 }

@@ -59,6 +59,11 @@ func keeping(is Holding, reason garbage.Reason, facts garbage.Facts, node NodeFa
 		}
 	case garbage.WithNode:
 		k.Why = "nothing tells whose it is, and its node " + is.Node + " is there"
+		if is.Owner.Kind == v1alpha1.OwnerNode {
+			k.Why = "node " + is.Node + " took it ahead of its Pods, and did not tell yet that one has it"
+			k.Remedy = "wait: node " + is.Node + " gives it to a Pod, or back when none wants it for two minutes"
+			break
+		}
 		k.Remedy = "see that weft-node runs on node " + is.Node + ", which gives it back if no sandbox has it"
 	case garbage.Unanswered:
 		k.Why = "the API server does not tell whether " + name + " and node " + is.Node + " are there"
