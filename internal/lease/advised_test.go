@@ -22,7 +22,7 @@ func (d desk) Candidates(_ context.Context, scope string, spans []ipam.Span, cou
 }
 
 // newDesk gives an adviser that follows the leases.
-func newDesk(t *testing.T, api *faults) desk {
+func newDesk(t testing.TB, api *faults) desk {
 	t.Helper()
 	d := desk{adviser.New()}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -378,3 +378,46 @@ func TestFullRange(t *testing.T) {
 		t.Errorf("%d were given of %d, and %d were told that there are no more", given.Load(), 254-used, exhausted.Load())
 	}
 }
+
+// TestWrites counts what ADDs and DELs write, all in all: 1.2 times for an ADD at most,
+// though addresses are taken ahead, and once for a DEL.
+func TestWrites(t *testing.T) {
+	for name, pause := range map[string]time.Duration{"a burst": 0, "a rollout": 5 * time.Millisecond} {
+		t.Run(name, func(t *testing.T) {
+			api := newAPI(t)
+			config := parse(t, widely)
+			n, _ := newKeeping(t, api, newDesk(t, api), "n1", nil)
+			n.run()
+			const pods = 300
+			for i := range pods {
+				n.mustAdd(config, fmt.Sprint("s", i))
+				time.Sleep(pause) // until the next Pod comes
+			}
+			n.tellSoon()
+			bound := func() int { return len(n.bound()) }
+			if bound() == 0 {
+				t.Fatal("none was taken ahead")
+			}
+			eventually(t, "all is told", func() error {
+				if got := len(bindings(t, api, "n1")); got != bound() {
+					return fmt.Errorf("%d are told, of %d", got, bound())
+				}
+				return nil
+			})
+			writes, ahead := api.count("create")+api.count("update"), n.States()["ahead"]
+			t.Logf("%d writes for %d ADDs, %d of addresses that were there; %d are ahead", writes, pods, bound(), ahead)
+			if writes > pods*12/10 {
+				t.Errorf("%d writes for %d ADDs", writes, pods)
+			}
+			before := api.count("delete")
+			for i := range pods {
+				n.del(fmt.Sprint("s", i))
+			}
+			if deletes := api.count("delete") - before; deletes != pods {
+				t.Errorf("%d deletes for %d DELs", deletes, pods)
+			}
+			n.idle()
+			nothingLeft(t, api, n)
+		})
+	}
+}
