@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -273,5 +274,76 @@ func TestLauncher(t *testing.T) {
 	if got := l.holders(); !slices.Contains(got, plugged+" web.1.pod22222222222") || len(got) != 3 {
 		t.Errorf("held: %q", got)
 	}
+	l.nothingLeft()
+}
+
+// TestClaimSurvivesKills kills weft-node before each step of an ADD and a DEL of a Pod
+// whose addresses are a claim's: it has the same each time, and is taken off.
+func TestClaimSurvivesKills(t *testing.T) {
+	l := claimLab(t)
+	l.claim("keeps")
+	l.kill()
+	address := ""
+	l.steps(func(env string) bool {
+		p := l.by("keeps")
+		l.start(env)
+		err := p.add()
+		killed := err != nil
+		if killed {
+			code(t, err, types.ErrTryAgainLater, "agent")
+			l.kill()
+			l.start()
+			if err := p.add(); err != nil {
+				t.Fatalf("ADD after %s: %v", env, err)
+			}
+		}
+		if address == "" {
+			address = p.addresses()["net1"]
+		}
+		l.held(address + " keeps " + p.now.ContainerID + "@n1")
+		p.check()
+		l.kill()
+		l.start(env)
+		p.end()
+		if l.leftovers() != nil { // killed in DEL, which weft-cni kept
+			killed = true
+			l.kill()
+			l.start()
+		}
+		l.eventually("the sandbox is taken off", func() error {
+			if got := l.holders(); !slices.Equal(got, []string{address + " keeps"}) {
+				return fmt.Errorf("held: %q", got)
+			}
+			return nil
+		})
+		l.nothingLeft()
+		l.kill()
+		return killed
+	})
+}
+
+// TestClaimWithoutAPI: a DEL succeeds while the API server is away, and the sandbox is
+// taken off later, by another process too.
+func TestClaimWithoutAPI(t *testing.T) {
+	l := claimLab(t)
+	l.claim("keeps")
+	p := l.by("keeps")
+	if err := p.add(); err != nil {
+		t.Fatal(err)
+	}
+	address := p.addresses()["net1"]
+	l.proxy.Spoil(func(*http.Request) kubelab.Fault { return kubelab.Fault{Away: true} })
+	l.proxy.Cut()
+	p.end()
+	l.held(address + " keeps " + p.now.ContainerID + "@n1")
+	l.kill()
+	l.start()
+	l.proxy.Spoil(nil)
+	l.eventually("the sandbox is taken off", func() error {
+		if got := l.holders(); !slices.Equal(got, []string{address + " keeps"}) {
+			return fmt.Errorf("held: %q", got)
+		}
+		return nil
+	})
 	l.nothingLeft()
 }

@@ -79,6 +79,7 @@ func TestInstall(t *testing.T) {
 	w.policy(a, b)
 	w.leases()
 	w.advised()
+	w.machines()
 	w.web()
 	w.rival()
 	t.Run("devices", func(t *testing.T) { w.in(t).devices() })
