@@ -44,6 +44,8 @@ type AddressLeaseSpec struct {
 	Journal string `json:"journal,omitempty"`
 	// Of is how many addresses a claim gets together.
 	Of int `json:"of,omitempty"`
+	// StickyFor is for how many seconds a name keeps the address without a Pod.
+	StickyFor int `json:"stickyFor,omitempty"`
 	// Holders are the Pods that have the address of a claim, in the order in which
 	// they came: several while a VM migrates.
 	Holders []LeaseHolder `json:"holders,omitempty"`
@@ -85,6 +87,9 @@ const (
 	// about which its objects disagree; the name is that which stands there.
 	OwnerWhereabouts = "Whereabouts"
 	OwnerNode        = "Node"
+	// OwnerSticky is a Pod's name, such as a StatefulSet gives again and again: the
+	// address is kept for the next Pod of that name.
+	OwnerSticky = "StickyPod"
 )
 
 // Labels of a lease, by which the API server selects.
@@ -92,6 +97,7 @@ const (
 	NodeLabel     = "weft.network/node"
 	PoolLabel     = "weft.network/pool"
 	OwnerUIDLabel = "weft.network/owner-uid"
+	StickyLabel   = "weft.network/sticky"
 	// ImportedLabel is on the leases of what Whereabouts gave.
 	ImportedLabel = "weft.network/imported"
 )
@@ -130,6 +136,9 @@ func (l *AddressLease) Object() *unstructured.Unstructured {
 	spec["owner"] = owner
 	if l.Spec.Of > 0 {
 		spec["of"] = int64(l.Spec.Of)
+	}
+	if l.Spec.StickyFor > 0 {
+		spec["stickyFor"] = int64(l.Spec.StickyFor)
 	}
 	if len(l.Spec.Holders) > 0 {
 		spec["holders"] = HolderList(l.Spec.Holders)

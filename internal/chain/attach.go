@@ -87,7 +87,10 @@ func (t *attaching) newRecord(d Delegate) *record.Attachment {
 		rec.Kind = record.Foreign
 	}
 	if d.Claim != nil {
-		rec.Claim, rec.ClaimOwner = d.Claim.Name, string(t.addressOwner(&d))
+		rec.Claim = d.Claim.Name
+	}
+	if d.Claim != nil || d.Sticky {
+		rec.ClaimOwner = string(t.addressOwner(&d))
 	}
 	if rec.NativeMain {
 		rec.Alias = t.attachmentAlias(t.box.ID, d.Interface)
@@ -378,7 +381,7 @@ func (t *attaching) giveBack(ctx context.Context) {
 		if t.box.Find(w.Interface) == w.rec {
 			continue // it resists, and its record holds them
 		}
-		if w.rec.Leased && w.Claim != nil {
+		if w.rec.Leased && w.rec.ClaimOwner != "" {
 			if err := t.Leases.Leave(ctx, t.box.ID, leasesOf(w.rec)...); err != nil {
 				t.Log.Error("addresses of a claim could not be left", "sandbox", t.box.ID, "err", err)
 			}

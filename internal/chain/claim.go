@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 
 	"github.com/weftnet/weft/api/netattach"
@@ -51,7 +52,8 @@ func ofPrimary(chosen *netattach.Selection) error {
 
 // claim finds the IPAMClaims of attachments: those that the annotation names, and
 // those of a VM's NICs, which weft-controller makes.
-func (e *Engine) claim(ctx context.Context, namespace, vm string, delegates []Delegate) error {
+func (e *Engine) claim(ctx context.Context, pod record.Pod, vm string, delegates []Delegate) error {
+	namespace := pod.Namespace
 	var errs []error
 	for i := range delegates {
 		d := &delegates[i]
@@ -63,6 +65,8 @@ func (e *Engine) claim(ctx context.Context, namespace, vm string, delegates []De
 			err = e.claimNamed(ctx, namespace, d)
 		} else if vm != "" {
 			err = e.claimOfVM(ctx, namespace, vm, d)
+		} else {
+			d.Sticky, err = e.sticky(ctx, pod, d)
 		}
 		errs = append(errs, err)
 	}
@@ -166,6 +170,35 @@ func (t *attaching) withClaim(ctx context.Context, w *attachment, config ipam.Co
 	config.Requests = slices.DeleteFunc(config.Requests, func(q ipam.Request) bool {
 		return slices.ContainsFunc(config.Static, func(s ipam.StaticAddress) bool { return s.Prefix.Addr() == q.Addr })
 	})
+	return config, nil
+}
+
+// ordinal is how the names of Pods end that come again, as a StatefulSet's do.
+var ordinal = regexp.MustCompile(`-(0|[1-9][0-9]*)$`)
+
+// sticky says whether a Pod's name keeps the addresses of an attachment.
+func (e *Engine) sticky(ctx context.Context, pod record.Pod, d *Delegate) (bool, error) {
+	if !e.clusterWide(d) || d.Native.IPAM().StickyFor == 0 || len(d.Native.IPAM().Requests) > 0 || !ordinal.MatchString(pod.Name) {
+		return false, nil
+	}
+	return e.leased(ctx, d)
+}
+
+// withSticky asks for the addresses that a Pod's name has, as far as the network has
+// them still.
+func (t *attaching) withSticky(ctx context.Context, w *attachment, config ipam.Config) (ipam.Config, error) {
+	held, err := t.Leases.Claimed(ctx, w.owner)
+	if err != nil {
+		return config, err
+	}
+	for i, lease := range held {
+		fits := func(set ipam.Set) bool {
+			return set.Scope == lease.Scope && slices.ContainsFunc(set.Ranges, func(r ipam.Range) bool { return r.Contains(lease.Addr) })
+		}
+		if slices.ContainsFunc(config.Sets, fits) && len(config.Requests) < len(config.Sets) {
+			config.Requests = append(config.Requests, ipam.Request{Addr: held[i].Addr, Bits: -1, Field: "address of Pod name " + t.box.Pod.String()})
+		}
+	}
 	return config, nil
 }
 

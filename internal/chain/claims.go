@@ -81,6 +81,9 @@ func (c *claims) holderName(owner ipam.Owner) string {
 	if namespace, name, _, ok := ipam.ParseClaimOwner(owner); ok {
 		return "IPAMClaim " + namespace + "/" + name
 	}
+	if namespace, pod, ifName, ok := ipam.ParseStickyOwner(owner); ok {
+		return "Pod name " + namespace + "/" + pod + " on " + ifName
+	}
 	if namespace, name, ok := ipam.ParseNICOwner(owner); ok {
 		return "NICIdentity " + namespace + "/" + name
 	}

@@ -63,7 +63,7 @@ func (e *Engine) answer(ctx context.Context, q Question, vm string) ([]Delegate,
 	if err != nil {
 		return nil, err
 	}
-	return delegates, e.claim(ctx, q.Pod.Namespace, vm, delegates)
+	return delegates, e.claim(ctx, q.Pod, vm, delegates)
 }
 
 // defaultNetwork finds the config of the default network: the Pod's own choice,

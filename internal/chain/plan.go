@@ -88,6 +88,9 @@ func (t *attaching) addressOwner(d *Delegate) ipam.Owner {
 	if c := d.Claim; c != nil {
 		return ipam.ClaimOwner(c.Namespace, c.Name, c.UID)
 	}
+	if d.Sticky {
+		return ipam.StickyOwner(t.box.Pod.Namespace, t.box.Pod.Name, string(d.Interface))
+	}
 	if owner, ok := t.owners[d.Interface]; ok {
 		return owner
 	}
@@ -104,9 +107,12 @@ func (t *attaching) allocate(ctx context.Context, w *attachment, alloc *ipam.All
 		return fmt.Errorf("list addresses of %s: %w", w.owner, err)
 	}
 	if w.Claim != nil {
-		if config, err = t.withClaim(ctx, w, config); err != nil {
-			return err
-		}
+		config, err = t.withClaim(ctx, w, config)
+	} else if w.Sticky {
+		config, err = t.withSticky(ctx, w, config)
+	}
+	if err != nil {
+		return err
 	}
 	got, err := alloc.Allocate(ctx, config, w.owner)
 	if taken, ok := errors.AsType[*ipam.TakenError](err); ok && taken.HolderName == "" {

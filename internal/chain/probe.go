@@ -306,7 +306,7 @@ func (t *attaching) conflict(ctx context.Context, p *probing, found *dad.Conflic
 	is := func(l record.Lease) bool { return l.Addr == found.Addr }
 	i := slices.IndexFunc(w.rec.Leases, is)
 	stranger := Stranger{Pod: t.box.Pod, Network: w.Network, Interface: w.Interface, Addr: found.Addr, MAC: found.MAC}
-	if i < 0 || !w.rec.Leased || w.Claim != nil || mustHave(w.Native.IPAM(), found.Addr) {
+	if i < 0 || !w.rec.Leased || w.rec.ClaimOwner != "" || mustHave(w.Native.IPAM(), found.Addr) {
 		t.strange(stranger)
 		err := &hint.Error{
 			Field: "address", Value: found.Addr.String(), Problem: fmt.Sprintf("is in use by %s, which answers on this network", found.MAC),

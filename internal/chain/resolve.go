@@ -98,6 +98,8 @@ type Delegate struct {
 	IPAM string
 	// Claim is whose the addresses are; nil: the attachment's own.
 	Claim *netattach.IPAMClaim
+	// Sticky: they are the Pod's name's.
+	Sticky bool
 }
 
 // Foreign says whether a binary takes part.

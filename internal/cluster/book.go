@@ -41,11 +41,13 @@ type held struct {
 	claim                 *claimLease // nil: it is no claim's
 }
 
-// claimLease is what is known of a claim's lease beside that.
+// claimLease is what is known of the lease of a claim, or of a sticky Pod name, beside
+// that.
 type claimLease struct {
 	of      int
 	pool    string
 	holders []v1alpha1.LeaseHolder
+	sticky  time.Duration
 }
 
 // book is what is known of all leases. It keeps the adviser's view.
@@ -106,9 +108,9 @@ func (b *book) Put(obj *store.Object) {
 		quarantined: lease.Spec.Owner.Kind == v1alpha1.OwnerQuarantine,
 	}
 	is.reserved = lease.Spec.Sandbox == "" && !is.quarantined
-	if is.owner.Kind == v1alpha1.OwnerClaim {
+	if is.owner.Kind == v1alpha1.OwnerClaim || is.owner.Kind == v1alpha1.OwnerSticky {
 		is.reserved = len(lease.Spec.Holders) == 0
-		is.claim = &claimLease{lease.Spec.Of, same(lease.Spec.Pool), lease.Spec.Holders}
+		is.claim = &claimLease{lease.Spec.Of, same(lease.Spec.Pool), lease.Spec.Holders, time.Duration(lease.Spec.StickyFor) * time.Second}
 		b.claimed()
 	}
 	if old := b.leases[is.name]; old != nil {
@@ -189,6 +191,18 @@ func (b *book) Claims() map[types.UID][]*held {
 	for o, leases := range b.owners {
 		if o.Kind == v1alpha1.OwnerClaim {
 			out[o.UID] = append(out[o.UID], leases...)
+		}
+	}
+	return out
+}
+
+// Sticky gives the leases of Pod names.
+func (b *book) Sticky() (out []*held) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for o, leases := range b.owners {
+		if o.Kind == v1alpha1.OwnerSticky {
+			out = append(out, leases...)
 		}
 	}
 	return out

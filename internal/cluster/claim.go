@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -40,6 +41,10 @@ type claims struct {
 	wake  chan struct{} // one: something has changed
 
 	sights map[holding]garbage.Sight
+	// said is what we told claims last: an older kind of theirs may not keep all of it.
+	said map[types.UID]string
+	// idle are leases of Pod names that no Pod has, by name and UID, since when.
+	idle map[[2]string]time.Time
 
 	// mu guards what follows.
 	mu     sync.Mutex
@@ -50,7 +55,7 @@ type claims struct {
 
 // holding is a holder of a claim's addresses.
 type holding struct {
-	claim  types.UID
+	owner  owner
 	pod    types.UID
 	holder v1alpha1.LeaseHolder
 }
@@ -66,7 +71,7 @@ type knownClaim struct {
 func newClaims(c *controller, s *state, writer store.Store) *claims {
 	k := &claims{
 		api: c.api, writer: writer, state: s, grace: c.Grace, log: c.Log, freed: c.count.Freed, wake: make(chan struct{}, 1),
-		sights: map[holding]garbage.Sight{}, known: map[types.UID]knownClaim{},
+		sights: map[holding]garbage.Sight{}, said: map[types.UID]string{}, idle: map[[2]string]time.Time{}, known: map[types.UID]knownClaim{},
 	}
 	s.book.claimed = k.poke
 	return k
@@ -150,6 +155,7 @@ func (k *claims) Run(ctx context.Context) error {
 			return nil
 		case <-look.C:
 			k.expire(ctx)
+			k.loosen(ctx)
 		case <-k.wake:
 		}
 		k.pass(ctx)
@@ -163,6 +169,7 @@ func (k *claims) pass(ctx context.Context) {
 		return
 	}
 	byClaim := k.book.Claims()
+	maps.DeleteFunc(k.said, func(uid types.UID, _ string) bool { return len(byClaim[uid]) == 0 })
 	for uid, leases := range byClaim {
 		claim, there := known[uid]
 		var err error
@@ -234,8 +241,12 @@ func (k *claims) freeOne(ctx context.Context, is *held) error {
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return fmt.Errorf("give back %s: %w", is.addr, err)
 	}
-	k.log.Info("an address of an IPAMClaim was given back", "address", is.addr, "scope", is.scope, "claim", is.owner.Namespace+"/"+is.owner.Name, "uid", is.owner.UID)
-	k.freed("claim-deleted")
+	k.log.Info("an address that was kept was given back", "address", is.addr, "scope", is.scope, "owner", is.owner.Kind+" "+is.owner.Namespace+"/"+is.owner.Name, "uid", is.owner.UID)
+	if is.owner.Kind == v1alpha1.OwnerSticky {
+		k.freed("sticky-over")
+	} else {
+		k.freed("claim-deleted")
+	}
 	return nil
 }
 
@@ -273,10 +284,13 @@ func (k *claims) keep(ctx context.Context, claim knownClaim, leases []*held) err
 		}
 	}
 	allocated := slices.ContainsFunc(claim.Conditions, isAllocated)
-	if !slices.Contains(claim.Finalizers, claimFinalizer) || !slices.Equal(want.IPs, claim.IPs) || want.OwnerPod != claim.OwnerPod || !allocated {
+	uid, text := leases[0].owner.UID, fmt.Sprint(want.IPs, want.OwnerPod)
+	missing := !slices.Contains(claim.Finalizers, claimFinalizer) || !slices.Equal(want.IPs, claim.IPs)
+	if missing || k.said[uid] != text && (want.OwnerPod != claim.OwnerPod || !allocated) {
 		if err := k.write(ctx, &want); err != nil {
 			return err
 		}
+		k.said[uid] = text
 	}
 	if len(claim.IPs) == 0 {
 		return nil // what is beyond is known when the cluster knows what is not
@@ -416,13 +430,15 @@ func (k *claims) expire(ctx context.Context) {
 	look := inventory.NewLook(k.api)
 	still := map[holding]garbage.Sight{}
 	verdicts := map[holding]garbage.Verdict{}
-	for _, leases := range k.book.Claims() {
+	all := k.book.Claims()
+	all[""] = append(all[""], k.book.Sticky()...)
+	for _, leases := range all {
 		for _, is := range leases {
 			for _, h := range is.claim.holders {
 				if h.PodUID != "" && k.pods.Live(h.PodUID) {
 					continue
 				}
-				who := holding{is.owner.UID, h.PodUID, h}
+				who := holding{is.owner, h.PodUID, h}
 				verdict, judged := verdicts[who]
 				if !judged {
 					facts := look.Facts(ctx, v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerPod, Namespace: is.owner.Namespace, Name: h.Pod, UID: h.PodUID}, h.Node)
@@ -442,6 +458,29 @@ func (k *claims) expire(ctx context.Context) {
 	k.sights = still
 }
 
+// loosen gives the addresses of Pod names back that had no Pod for as long as their
+// network says, from when we first saw it.
+func (k *claims) loosen(ctx context.Context) {
+	if !k.book.Synced() {
+		return
+	}
+	still := map[[2]string]time.Time{}
+	for _, is := range k.book.Sticky() {
+		if len(is.claim.holders) > 0 {
+			continue
+		}
+		key := [2]string{is.name, string(is.uid)}
+		since, seen := k.idle[key]
+		if !seen {
+			since = time.Now()
+		}
+		if still[key] = since; time.Since(since) >= is.claim.sticky {
+			k.told(ctx, is.owner.Namespace+"/"+is.owner.Name, k.freeOne(ctx, is))
+		}
+	}
+	k.idle = still
+}
+
 // takeOff takes one holder off a lease.
 func (k *claims) takeOff(ctx context.Context, is *held, h v1alpha1.LeaseHolder) error {
 	obj, now, err := k.read(ctx, is)
@@ -455,6 +494,6 @@ func (k *claims) takeOff(ctx context.Context, is *held, h v1alpha1.LeaseHolder) 
 	if _, err := k.writer.Update(ctx, obj); err != nil {
 		return fmt.Errorf("take Pod %s off %s: %w", h.Pod, is.addr, err)
 	}
-	k.log.Info("a Pod that has ended has the address of an IPAMClaim no more", "address", is.addr, "claim", is.owner.Namespace+"/"+is.owner.Name, "pod", h.Pod, "uid", h.PodUID, "node", h.Node)
+	k.log.Info("a Pod that has ended has a kept address no more", "address", is.addr, "owner", is.owner.Kind+" "+is.owner.Namespace+"/"+is.owner.Name, "pod", h.Pod, "uid", h.PodUID, "node", h.Node)
 	return nil
 }

@@ -287,3 +287,29 @@ func TestVMClaims(t *testing.T) {
 	c.remove(instanceKind, "a", bare.GetName())
 	c.claimsBecome()
 }
+
+// TestStickyName: the address of a Pod name is kept without a Pod for as long as its
+// lease says, and while a Pod has it.
+func TestStickyName(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	c.node("n1")
+	sticky := func(addr, name string, seconds int, holders ...v1alpha1.LeaseHolder) {
+		lease := v1alpha1.AddressLease{Spec: v1alpha1.AddressLeaseSpec{
+			IP: netip.MustParseAddr(addr), Scope: "s", Interface: "net1", StickyFor: seconds, Holders: holders,
+			Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerSticky, Namespace: "a", Name: name},
+		}}
+		lease.Name = addr
+		if _, err := c.Create(t.Context(), lease.Object()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pod := c.holds("db-0", "n1")
+	sticky("10.0.0.1", "db-0", 1, pod)
+	sticky("10.0.0.2", "db-1", 3600)
+	sticky("10.0.0.3", "db-2", 1)
+	c.control(c)
+	c.becomes("10.0.0.1", "10.0.0.2")
+	c.remove(podKind, "a", "db-0") // by force: its node is asked first
+	c.becomes("10.0.0.2")
+}

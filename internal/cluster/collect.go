@@ -78,7 +78,7 @@ func (c *collector) pass(ctx context.Context) {
 		if o.Kind == v1alpha1.OwnerPod && o.UID != "" {
 			return !c.pods.Live(o.UID)
 		}
-		if o.Kind == v1alpha1.OwnerWhereabouts || o.Kind == v1alpha1.OwnerClaim { // see collectStrays, claims
+		if o.Kind == v1alpha1.OwnerWhereabouts || o.Kind == v1alpha1.OwnerClaim || o.Kind == v1alpha1.OwnerSticky { // see collectStrays, claims
 			return false
 		}
 		_, seen := c.sights[o]

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/weftnet/weft/internal/hint"
 )
@@ -51,6 +52,9 @@ type Config struct {
 	// the gateways asked if they are there.
 	AddressProbe *bool
 	GatewayProbe bool
+	// StickyFor is for how long a Pod's name keeps the addresses for the next Pod of
+	// that name; zero: it does not.
+	StickyFor time.Duration
 	// Warnings are for the person who wrote the document; nothing fails.
 	Warnings []string
 }
@@ -111,7 +115,7 @@ type reader struct {
 }
 
 // ownKeys are weft's own, which ipam objects of each type may have.
-var ownKeys = []string{"addressProbe", "gatewayProbe"}
+var ownKeys = []string{"addressProbe", "gatewayProbe", "stickyFor"}
 
 var readers = map[string]reader{
 	TypeHostLocal:   {readHostLocal, hostLocalKeys},
@@ -170,13 +174,25 @@ func Parse(conf []byte, cniArgs string) (Config, error) {
 
 func (c *Config) readOwn(object []byte) error {
 	var own struct {
-		AddressProbe *bool `json:"addressProbe"`
-		GatewayProbe bool  `json:"gatewayProbe"`
+		AddressProbe *bool  `json:"addressProbe"`
+		GatewayProbe bool   `json:"gatewayProbe"`
+		StickyFor    string `json:"stickyFor"`
 	}
 	if err := json.Unmarshal(object, &own); err != nil {
 		return hint.JSON("ipam", err)
 	}
 	c.AddressProbe, c.GatewayProbe = own.AddressProbe, own.GatewayProbe
+	if own.StickyFor == "" {
+		return nil
+	}
+	var err error
+	if c.StickyFor, err = time.ParseDuration(own.StickyFor); err != nil || c.StickyFor < time.Second {
+		return &hint.Error{Field: "ipam.stickyFor", Value: own.StickyFor, Problem: "is no duration of a second or more", Remedy: `write it as "90s", "30m" or "24h"`}
+	}
+	if !c.ClusterWide {
+		c.StickyFor = 0
+		c.Warnings = append(c.Warnings, "ipam.stickyFor: has no effect; the addresses are each node's, not the cluster's")
+	}
 	return nil
 }
 

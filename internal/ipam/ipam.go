@@ -86,12 +86,25 @@ func ClaimOwner(namespace, name, uid string) Owner {
 const (
 	claimPrefix      = "claim:"
 	nicPrefix        = "nic:"
+	stickyPrefix     = "sticky:"
 	quarantinePrefix = "quarantine:"
 	nodePrefix       = "node:"
 )
 
 // NodeOwner is the owner of what a node keeps ahead for attachments to come.
 func NodeOwner(node string) Owner { return Owner(nodePrefix + node) }
+
+// StickyOwner is the owner of what an interface of Pods of one name keeps.
+func StickyOwner(namespace, pod, ifName string) Owner {
+	return Owner(stickyPrefix + namespace + "/" + pod + "/" + ifName)
+}
+
+// ParseStickyOwner is the inverse of StickyOwner, ok is false for another's owner.
+func ParseStickyOwner(owner Owner) (namespace, pod, ifName string, ok bool) {
+	namespace, pod, ok = parse(owner, stickyPrefix)
+	pod, ifName, _ = strings.Cut(pod, "/")
+	return namespace, pod, ifName, ok
+}
 
 // NICOwner is the owner of what a VM's NIC keeps over restarts; name is that of
 // its NICIdentity.

@@ -16,24 +16,34 @@ import (
 	"github.com/weftnet/weft/internal/store"
 )
 
-// The lease of an IPAMClaim belongs to no node. The Pods that have its address stand in
+// The lease of an IPAMClaim belongs to no node, and that of a sticky Pod name neither. The Pods that have its address stand in
 // it as holders: one, or those of a VM that migrates. A node writes its own holders
 // only, and never deletes such a lease: weft-controller does, when the claim is.
 
 // holdersMost is how many holders a lease has room for, as its kind says.
 const holdersMost = 16
 
-func isClaim(owner ipam.Owner) bool {
-	_, _, _, is := ipam.ParseClaimOwner(owner)
-	return is
+// nodeless says whether an owner's leases belong to no node.
+func nodeless(owner ipam.Owner) bool {
+	_, _, _, claim := ipam.ParseClaimOwner(owner)
+	_, _, _, sticky := ipam.ParseStickyOwner(owner)
+	return claim || sticky
+}
+
+// selects gives the label of all leases of an owner that are of no node.
+func selects(owner ipam.Owner) map[string]string {
+	if namespace, pod, ifName, ok := ipam.ParseStickyOwner(owner); ok {
+		return map[string]string{v1alpha1.StickyLabel: label(namespace + "." + pod + "." + ifName)}
+	}
+	_, _, uid, _ := ipam.ParseClaimOwner(owner)
+	return map[string]string{v1alpha1.OwnerUIDLabel: label(uid)}
 }
 
 // Claimed lists the addresses that a claim has in the cluster.
 func (s *Store) Claimed(ctx context.Context, owner ipam.Owner) ([]ipam.Lease, error) {
-	_, _, uid, _ := ipam.ParseClaimOwner(owner)
 	ctx, cancel := context.WithTimeout(ctx, takePatience)
 	defer cancel()
-	list, _, err := s.API.List(ctx, v1alpha1.AddressLeaseKind, store.Selector{Labels: map[string]string{v1alpha1.OwnerUIDLabel: label(uid)}})
+	list, _, err := s.API.List(ctx, v1alpha1.AddressLeaseKind, store.Selector{Labels: selects(owner)})
 	if err != nil {
 		return nil, unanswered(fmt.Errorf("list addresses of %s: %w", owner, err))
 	}
@@ -82,7 +92,7 @@ func (t *taker) join(ctx context.Context, lease ipam.Lease) (*store.Object, erro
 		}
 		after, other := joined(is.Spec.Holders, me)
 		if other != nil {
-			return nil, &ipam.TakenError{Addr: lease.Addr, Holder: lease.Owner, HolderName: fmt.Sprintf("Pod %s/%s of node %s, which has the same IPAMClaim", is.Spec.Owner.Namespace, other.Pod, other.Node)}
+			return nil, &ipam.TakenError{Addr: lease.Addr, Holder: lease.Owner, HolderName: fmt.Sprintf("Pod %s/%s of node %s, which has it by the same %s", is.Spec.Owner.Namespace, other.Pod, other.Node, is.Spec.Owner.Kind)}
 		}
 		if len(after) > holdersMost {
 			return nil, &hint.Error{
@@ -142,7 +152,7 @@ func (t *taker) takeClaimed(ctx context.Context, lease ipam.Lease) error {
 // Release gives up an address that was taken for the attachment: the claim keeps its
 // own.
 func (t *taker) Release(ctx context.Context, lease ipam.Lease) error {
-	if isClaim(lease.Owner) {
+	if nodeless(lease.Owner) {
 		return t.Leave(ctx, t.sandbox, lease)
 	}
 	return t.Store.Release(ctx, lease)
@@ -324,7 +334,7 @@ func (s *Store) syncClaimed(ctx context.Context) error {
 	s.mu.Lock()
 	var list []ipam.Lease
 	for k, h := range s.leases {
-		if isClaim(h.owner) {
+		if nodeless(h.owner) {
 			list = append(list, ipam.Lease{Scope: k.scope, Addr: k.addr, Owner: h.owner})
 		}
 	}

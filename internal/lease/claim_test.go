@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/weftnet/weft/api/v1alpha1"
 	"github.com/weftnet/weft/internal/ipam"
@@ -19,10 +20,17 @@ var keeps = ipam.ClaimOwner("demo", "keeps", "uid-1")
 // claimed attaches a sandbox of a Pod by a claim, as package chain does.
 func (n *node) claimed(pod, sandbox, vm string) ([]string, error) {
 	n.t.Helper()
+	return n.takes(keeps, pod, "uid-"+pod, sandbox, vm)
+}
+
+// takes attaches a sandbox with addresses of an owner of no node.
+func (n *node) takes(owner ipam.Owner, pod, uid, sandbox, vm string) ([]string, error) {
+	n.t.Helper()
 	config := parse(n.t, small)
-	a := &record.Attachment{Network: "demo/lan", Interface: "net1", Leased: true, Stage: record.Attached, ClaimOwner: string(keeps)}
-	box := &record.Sandbox{ID: sandbox, Pod: record.Pod{Namespace: "demo", Name: pod, UID: "uid-" + pod}, VM: vm, Attachments: []*record.Attachment{a}}
-	held, err := n.Claimed(n.t.Context(), keeps)
+	config.StickyFor = time.Hour
+	a := &record.Attachment{Network: "demo/lan", Interface: "net1", Leased: true, Stage: record.Attached, ClaimOwner: string(owner)}
+	box := &record.Sandbox{ID: sandbox, Pod: record.Pod{Namespace: "demo", Name: pod, UID: uid}, VM: vm, Attachments: []*record.Attachment{a}}
+	held, err := n.Claimed(n.t.Context(), owner)
 	if err != nil {
 		return nil, err
 	}
@@ -32,7 +40,7 @@ func (n *node) claimed(pod, sandbox, vm string) ([]string, error) {
 	n.mu.Lock()
 	n.adding[sandbox] = true
 	n.mu.Unlock()
-	got, err := ipam.NewConcurrentAllocator(n.Of(box, a, config)).Allocate(n.t.Context(), config, keeps)
+	got, err := ipam.NewConcurrentAllocator(n.Of(box, a, config)).Allocate(n.t.Context(), config, owner)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.adding, sandbox)
@@ -43,7 +51,7 @@ func (n *node) claimed(pod, sandbox, vm string) ([]string, error) {
 	for _, address := range got.Addresses {
 		out = append(out, address.Prefix.Addr().String())
 	}
-	mine, err := n.Held(n.t.Context(), keeps)
+	mine, err := n.Held(n.t.Context(), owner)
 	for _, l := range mine {
 		a.Leases = append(a.Leases, record.Lease{Scope: string(l.Scope), Addr: l.Addr, Owner: string(l.Owner)})
 	}
@@ -79,7 +87,7 @@ func holders(t *testing.T, api store.Store) []string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if l.Spec.Node != "" || l.Spec.Sandbox != "" || l.Labels[v1alpha1.NodeLabel] != "" || l.Spec.Owner.UID != "uid-1" {
+		if l.Spec.Node != "" || l.Spec.Sandbox != "" || l.Labels[v1alpha1.NodeLabel] != "" || ownerOf(l.Spec) != keeps && l.Spec.StickyFor != 3600 {
 			t.Errorf("the lease of a claim is %+v", l.Spec)
 		}
 		text := l.Spec.IP.String()
@@ -237,4 +245,31 @@ func TestClaimedLeaseLost(t *testing.T) {
 	}
 	n.Sweep(t.Context(), n)
 	same(t, "made anew", holders(t, api), []string{first[0] + " a/a-1@n1"})
+}
+
+// TestStickyName: a Pod name has its address again on any node, but not while a Pod of
+// that name has it elsewhere: the same-name Pod recreated on another node while the old
+// one still answers.
+func TestStickyName(t *testing.T) {
+	api := newAPI(t)
+	n, other := newNode(t, api, "n1"), newNode(t, api, "n2")
+	name := ipam.StickyOwner("demo", "db-0", "net1")
+	first, err := n.takes(name, "db-0", "uid-1", "s-1", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.takes(name, "db-0", "uid-2", "s-2", ""); !errors.Is(err, ipam.ErrTaken) || !strings.Contains(err.Error(), "Pod demo/db-0 of node n1") {
+		t.Errorf("the old one still answers: %v", err)
+	}
+	n.leaves("s-1")
+	n.sweeps()
+	if got, err := other.takes(name, "db-0", "uid-2", "s-3", ""); err != nil || !slices.Equal(got, first) {
+		t.Errorf("the next has %v (%v), want %v", got, err, first)
+	}
+	if got, err := n.takes(ipam.StickyOwner("demo", "db-1", "net1"), "db-1", "uid-3", "s-4", ""); err != nil || slices.Equal(got, first) {
+		t.Errorf("another name has %v (%v)", got, err)
+	}
+	if api.count("delete") > 0 {
+		t.Error("a node deleted the lease of a name")
+	}
 }

@@ -267,7 +267,7 @@ func (s *Store) Of(box *record.Sandbox, a *record.Attachment, config ipam.Config
 			taker.pools = append(taker.pools, r.Subnet)
 		}
 	}
-	taker.of = len(config.Sets) + len(config.Static)
+	taker.of, taker.stickyFor = len(config.Sets)+len(config.Static), int(config.StickyFor/time.Second)
 	return taker
 }
 
@@ -282,6 +282,7 @@ type taker struct {
 	pod                      record.Pod
 	vm                       string // whose launcher the Pod is
 	of                       int    // addresses the attachment gets
+	stickyFor                int    // seconds
 	// pools are the subnets addresses are taken from.
 	pools []netip.Prefix
 }
@@ -290,7 +291,7 @@ var _ ipam.Store = (*taker)(nil)
 
 // Take holds an address for the attachment, in the cluster.
 func (t *taker) Take(ctx context.Context, lease ipam.Lease) error {
-	if isClaim(lease.Owner) {
+	if nodeless(lease.Owner) {
 		return t.takeClaimed(ctx, lease)
 	}
 	for {
@@ -337,7 +338,7 @@ func (t *taker) settle(ctx context.Context, lease ipam.Lease, err error) error {
 		return nil
 	case !errors.Is(err, ipam.ErrUnanswered):
 		return errors.Join(err, t.memory.Release(ctx, lease))
-	case isClaim(lease.Owner):
+	case nodeless(lease.Owner):
 		t.forget(lease)
 		t.leaveLater(leaving{t.sandbox, lease})
 	default:
@@ -372,6 +373,11 @@ func (t *taker) spec(lease ipam.Lease, pool string) v1alpha1.AddressLeaseSpec {
 	if namespace, name, uid, ok := ipam.ParseClaimOwner(lease.Owner); ok {
 		spec.Owner = v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerClaim, Namespace: namespace, Name: name, UID: types.UID(uid)}
 		spec.Of, spec.Holders = t.of, []v1alpha1.LeaseHolder{t.holder()}
+		return spec
+	}
+	if namespace, pod, ifName, ok := ipam.ParseStickyOwner(lease.Owner); ok {
+		spec.Owner, spec.Interface = v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerSticky, Namespace: namespace, Name: pod}, ifName
+		spec.StickyFor, spec.Holders = t.stickyFor, []v1alpha1.LeaseHolder{t.holder()}
 		return spec
 	}
 	spec.Node = t.Node
@@ -435,7 +441,7 @@ func (s *Store) ask(ctx context.Context, request func(context.Context) (*store.O
 
 // mine reads the object of a lease, and has the attachment in it.
 func (t *taker) mine(ctx context.Context, lease ipam.Lease) (*store.Object, error) {
-	if isClaim(lease.Owner) {
+	if nodeless(lease.Owner) {
 		return t.join(ctx, lease)
 	}
 	return t.ours(ctx, lease)

@@ -3,6 +3,7 @@ package lease
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"maps"
 	"net/netip"
 	"strings"
 
@@ -69,6 +70,9 @@ func labels(spec v1alpha1.AddressLeaseSpec) map[string]string {
 	if spec.Owner.UID != "" {
 		all[v1alpha1.OwnerUIDLabel] = label(string(spec.Owner.UID))
 	}
+	if spec.Owner.Kind == v1alpha1.OwnerSticky {
+		maps.Copy(all, selects(ownerOf(spec)))
+	}
 	return all
 }
 
@@ -93,6 +97,8 @@ func ownerOf(spec v1alpha1.AddressLeaseSpec) ipam.Owner {
 	switch spec.Owner.Kind {
 	case v1alpha1.OwnerClaim:
 		return ipam.ClaimOwner(spec.Owner.Namespace, spec.Owner.Name, string(spec.Owner.UID))
+	case v1alpha1.OwnerSticky:
+		return ipam.StickyOwner(spec.Owner.Namespace, spec.Owner.Name, spec.Interface)
 	case v1alpha1.OwnerNIC:
 		return ipam.NICOwner(spec.Owner.Namespace, spec.Owner.Name)
 	case v1alpha1.OwnerQuarantine:

@@ -77,7 +77,7 @@ func (s *Store) wakeKeeper() {
 
 // keepsAhead says whether addresses are kept ahead at all for an owner.
 func (s *Store) keepsAhead(owner ipam.Owner) bool {
-	return s.Keeper != nil && s.Adviser != nil && !isClaim(owner)
+	return s.Keeper != nil && s.Adviser != nil && !nodeless(owner)
 }
 
 // fromStock gives an attachment an address that is kept ahead, and takes note that

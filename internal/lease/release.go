@@ -63,7 +63,7 @@ func (s *Store) ofSandboxes(owners []ipam.Owner) []ipam.Owner {
 // Release gives an address back if its owner has it. That of a claim is only
 // forgotten here.
 func (s *Store) Release(ctx context.Context, lease ipam.Lease) error {
-	if isClaim(lease.Owner) {
+	if nodeless(lease.Owner) {
 		s.forget(lease)
 		return nil
 	}

@@ -110,7 +110,7 @@ func (s *Store) syncOurs(ctx context.Context) error {
 		}
 	}
 	for k, h := range s.leases {
-		if !there[k] && !touched[k] && h.release == nil && !isClaim(h.owner) {
+		if !there[k] && !touched[k] && h.release == nil && !nodeless(h.owner) {
 			h.uid, h.revision = "", "" // Sweep makes it anew
 		}
 	}
@@ -188,7 +188,7 @@ func (s *Store) again(lease ipam.Lease) {
 
 // unused notes that nobody uses a lease, and has it given back the second time.
 func (s *Store) unused(lease ipam.Lease) {
-	if isClaim(lease.Owner) {
+	if nodeless(lease.Owner) {
 		s.forget(lease)
 		return
 	}
@@ -242,7 +242,7 @@ func (s *Store) assert(ctx context.Context, lease ipam.Lease, users Users) bool 
 
 // wanted says whether the owner of an address that no attachment has may be there.
 func (s *Store) wanted(ctx context.Context, lease ipam.Lease, users Users) bool {
-	if isClaim(lease.Owner) {
+	if nodeless(lease.Owner) {
 		return false
 	}
 	if _, ok := ipam.ParseQuarantineOwner(lease.Owner); ok {

@@ -347,3 +347,40 @@ func TestClaimWithoutAPI(t *testing.T) {
 	})
 	l.nothingLeft()
 }
+
+// TestStickyPod: the Pods of one name have one address, those of others none of it.
+func TestStickyPod(t *testing.T) {
+	l := claimLab(t)
+	l.nad("sts", `{"cniVersion":"1.0.0","type":"bridge","bridge":"sts0","ipam":{"type":"whereabouts","range":"10.75.0.0/24","stickyFor":"1h"}}`)
+	l.nad("odd", `{"cniVersion":"1.0.0","type":"bridge","bridge":"odd0","ipam":{"type":"whereabouts","range":"10.76.0.0/24","stickyFor":"soon"}}`)
+	annotations := map[string]string{netattach.NetworksAnnotation: "sts"}
+	first := l.podNamed("db-0", annotations)
+	first.sandbox(true)
+	if err := first.add(); err != nil {
+		t.Fatal(err)
+	}
+	address := first.addresses()["net1"]
+	l.held(address + " db-0 " + first.now.ContainerID + "@n1")
+	first.end()
+	l.held(address + " db-0")
+	other := l.podNamed("web", annotations)
+	other.sandbox(true)
+	if err := other.add(); err != nil {
+		t.Fatal(err)
+	}
+	first.sandbox(true)
+	first.has(address)
+	first.check()
+	first.end()
+	other.end()
+	l.held(address + " db-0")
+	code(t, l.attachTo("odd"), types.ErrInvalidNetworkConfig, `ipam.stickyFor "soon"`, "is no duration")
+	l.nothingLeft()
+}
+
+func (l *lab) attachTo(networks string) error {
+	l.t.Helper()
+	p := l.pod(networks)
+	p.sandbox(true)
+	return p.add()
+}

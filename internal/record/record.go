@@ -140,7 +140,8 @@ type Attachment struct {
 	Leases []Lease `json:"leases,omitempty"`
 	Leased bool    `json:"leased,omitempty"`
 	// Claim is the name of the IPAMClaim that the addresses belong to, and ClaimOwner
-	// the owner of addresses that it is; empty: they are the attachment's own.
+	// the owner of addresses that it is, or a sticky Pod name; empty: they are the
+	// attachment's own.
 	Claim      string `json:"claim,omitempty"`
 	ClaimOwner string `json:"claimOwner,omitempty"`
 	// Links are what was really made.

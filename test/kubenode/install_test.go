@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weftnet/weft/internal/networks"
 	"github.com/weftnet/weft/test/kubelab"
 	"github.com/weftnet/weft/test/machine"
 )
@@ -188,7 +189,7 @@ func (w *world) policy(own, other string) {
 	bound := strings.TrimSpace(w.kubectl("-n", "kube-system", "create", "token", "weft", "--bound-object-kind=Pod", "--bound-object-name="+w.agentOn("n1")))
 	loose := strings.TrimSpace(w.kubectl("-n", "kube-system", "create", "token", "weft"))
 	const key = "k8s.v1.cni.cncf.io/network-status"
-	w.apply(claimCRD)
+	w.apply(networks.ClaimCRD)
 	w.kubectl("wait", "--for=condition=Established", "crd/ipamclaims.k8s.cni.cncf.io", "--timeout=60s")
 	w.apply(claimObject("free") + claimObject("other"))
 	w.kubectl("annotate", "ipamclaim", "other", "weft.network/node=n2")
@@ -400,25 +401,6 @@ func (w *world) uninstalled(a string) {
 	w.kubectl("-n", "kube-system", "delete", "deployment", "weft-controller", "--wait") // its Pods have attachments, too
 	w.nothingLeft()
 }
-
-// claimCRD is IPAMClaim of github.com/k8snetworkplumbingwg/ipamclaims v0.4.0-alpha.
-const claimCRD = `
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: ipamclaims.k8s.cni.cncf.io}
-spec:
-  group: k8s.cni.cncf.io
-  scope: Namespaced
-  names: {plural: ipamclaims, singular: ipamclaim, kind: IPAMClaim, listKind: IPAMClaimList}
-  versions:
-    - name: v1alpha1
-      served: true
-      storage: true
-      subresources: {status: {}}
-      schema: {openAPIV3Schema: {type: object, properties: {
-        spec: {type: object, required: [interface, network], properties: {interface: {type: string}, network: {type: string}}},
-        status: {type: object, required: [ips], properties: {ips: {type: array, items: {type: string}}}}}}}
-`
 
 func claimObject(name string) string {
 	return fmt.Sprintf(`---
