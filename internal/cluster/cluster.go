@@ -169,7 +169,8 @@ func (c *controller) lead(ctx context.Context, term *elect.Period) error {
 		feed{api: c.api, gvk: machineKind, every: c.Compare, to: vms.vms, log: c.Log, optional: true},
 		feed{api: c.api, gvk: instanceKind, every: c.Compare, to: vms.instances, log: c.Log, optional: true},
 		collect, newTeller(c, s, writer), claims, vms,
-		definer{writer, c.Log}, &beside{controller: c, state: s, writer: writer},
+		definer{writer, c.Log},
+		&beside{controller: c, state: s, writer: writer},
 	}
 	if c.Adviser != "" {
 		tasks = append(tasks, &desk{controller: c, state: s, writer: writer, callers: newCallers(c.api, c.Namespace, agentName)})
