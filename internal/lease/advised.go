@@ -31,7 +31,12 @@ func (t *taker) advised(ctx context.Context, scope ipam.Scope, r ipam.Range, own
 	}
 	spans := r.Usable()
 	for count := 1; count <= advisedMost; count *= advisedMore {
-		candidates := t.Adviser.Candidates(ctx, string(scope), spans, count)
+		var candidates []netip.Addr
+		if count == 1 {
+			candidates = t.candidate(ctx, scope, r, spans)
+		} else {
+			candidates = t.Adviser.Candidates(ctx, string(scope), spans, count)
+		}
 		for _, addr := range candidates {
 			lease := ipam.Lease{Scope: scope, Addr: addr, Owner: owner}
 			if !within(spans, addr) || !t.holdFree(lease) {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -149,4 +151,72 @@ func TestAdvisedTwice(t *testing.T) {
 		}
 	}
 	nothingLeft(t, api, n)
+}
+
+// gated answers once it may.
+type gated struct {
+	desk
+	may   chan struct{}
+	asked *[]int // the counts
+	mu    *sync.Mutex
+}
+
+func (g gated) Candidates(ctx context.Context, scope string, spans []ipam.Span, count int) []netip.Addr {
+	g.mu.Lock()
+	*g.asked = append(*g.asked, count)
+	g.mu.Unlock()
+	<-g.may
+	return g.desk.Candidates(ctx, scope, spans, count)
+}
+
+// TestOneQuestion: sixteen interfaces of a Pod that want addresses of one range cost
+// one question beside that which is under way.
+func TestOneQuestion(t *testing.T) {
+	api := newAPI(t)
+	n := newNode(t, api, "n1")
+	g := gated{newDesk(t, api), make(chan struct{}), new([]int), new(sync.Mutex)}
+	n.Adviser = g
+	config := parse(t, `{"type":"whereabouts","range":"10.50.0.0/24"}`)
+	var group sync.WaitGroup
+	got := make([]string, 17)
+	add := func(i int) {
+		group.Go(func() {
+			if addrs, err := n.add(config, fmt.Sprint("s", i)); err != nil {
+				t.Error(err)
+			} else {
+				got[i] = addrs[0]
+			}
+		})
+	}
+	add(0)
+	waiting := func(want int) {
+		t.Helper()
+		eventually(t, "they wait", func() error {
+			n.questions.mu.Lock()
+			defer n.questions.mu.Unlock()
+			for _, q := range n.questions.next {
+				if q.count == want {
+					return nil
+				}
+			}
+			return fmt.Errorf("not %d", want)
+		})
+	}
+	waiting(0)
+	for i := 1; i <= 16; i++ {
+		add(i)
+	}
+	waiting(16)
+	close(g.may)
+	group.Wait()
+	if want := []int{1, 16}; !slices.Equal(*g.asked, want) {
+		t.Errorf("asked for %v addresses, want %v", *g.asked, want)
+	}
+	slices.Sort(got)
+	if len(slices.Compact(got)) != 17 {
+		t.Errorf("got %v", got)
+	}
+	if len(n.questions.next) != 0 {
+		t.Errorf("%d questions are left", len(n.questions.next))
+	}
 }

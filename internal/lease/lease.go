@@ -77,7 +77,9 @@ type Store struct {
 	memory *ipam.Memory
 	kept   *record.Kept
 	wake   chan struct{} // one: there is something to give back
-	jitter time.Duration
+	// questions are those that the adviser is asked.
+	questions questions
+	jitter    time.Duration
 
 	// files guards the files of kept; syncing is held while leases are listed.
 	files, syncing sync.Mutex
@@ -173,8 +175,9 @@ func New(options Options) (*Store, error) {
 		Options: options, memory: ipam.NewMemory(), kept: kept, wake: make(chan struct{}, 1), jitter: rand.N(listEvery / 2), //nolint:gosec // no secret
 		leases: map[key]*held{}, gone: map[ipam.Owner]bool{}, others: map[ipam.Scope]map[netip.Addr]learned{},
 		walks: map[walkKey]uint64{}, looks: map[walkKey]time.Time{},
-		leaves: map[leaving]bool{},
-		stocks: map[walkKey]*stock{}, found: map[key]string{}, spare: map[key]time.Time{}, taken: make(chan struct{}, 1),
+		leaves:    map[leaving]bool{},
+		questions: questions{next: map[walkKey]*question{}},
+		stocks:    map[walkKey]*stock{}, found: map[key]string{}, spare: map[key]time.Time{}, taken: make(chan struct{}, 1),
 	}
 	list, err := kept.List()
 	if err != nil {

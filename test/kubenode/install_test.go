@@ -81,6 +81,7 @@ func TestInstall(t *testing.T) {
 	w.leases()
 	w.advised()
 	w.machines()
+	w.keptAhead()
 	w.web()
 	w.rival()
 	t.Run("devices", func(t *testing.T) { w.in(t).devices() })
@@ -226,6 +227,8 @@ func (w *world) policy(own, other string) {
 		{"no address", bound, "is no IP address", w.createLease("10.99.0", "n1")},
 		{"give back its address", bound, "", []string{"delete", "addrlease", "10.99.0.1", "--wait=false"}},
 		{"give back another node's address", bound, "AddressLeases of that node only", []string{"delete", "addrlease", "10.99.0.9", "--wait=false"}},
+		{"tell of its node's addresses", bound, "", w.createBindings("n1")},
+		{"tell of another node's addresses", bound, "addresses of its own node only", w.createBindings("n2")},
 		{"change an address", bound, "forbidden", []string{"label", "addrlease", "10.99.0.9", "x=y"}},
 		{"delete a Pod", bound, "forbidden", []string{"delete", own}},
 		{"read a Secret", bound, "forbidden", []string{"-n", "kube-system", "get", "secrets"}},
@@ -252,6 +255,15 @@ func leaseObject(ip, node string) string {
 func (w *world) createLease(ip, node string) []string {
 	return []string{
 		"curl", "-X", "POST", "-H", "Content-Type: application/json", "-d", leaseObject(ip, node), w.c.Server + "/apis/weft.network/v1alpha1/addressleases",
+	}
+}
+
+// createBindings makes the NodeAddresses of a node, as its agent does.
+func (w *world) createBindings(node string) []string {
+	return []string{
+		"curl", "-X", "POST", "-H", "Content-Type: application/json",
+		"-d", fmt.Sprintf(`{"apiVersion":"weft.network/v1alpha1","kind":"NodeAddresses","metadata":{"name":%q},"spec":{"bindings":[]}}`, node),
+		w.c.Server + "/apis/weft.network/v1alpha1/nodeaddresses",
 	}
 }
 

@@ -1,6 +1,7 @@
 package kubenode
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -75,4 +76,54 @@ func (w *world) leased() {
 	if table := w.kubectl("get", "addrlease"); !strings.Contains(table, "ADDRESS") || !strings.Contains(table, "default/tiny") {
 		w.t.Errorf("kubectl shows\n%s", table)
 	}
+}
+
+// aheadConf is the network of Pods that come quickly.
+const aheadConf = `---
+apiVersion: k8s.cni.cncf.io/v1
+kind: NetworkAttachmentDefinition
+metadata: {name: quick}
+spec:
+  config: '{"cniVersion":"1.0.0","type":"bridge","bridge":"quick0","ipam":{"type":"whereabouts","range":"10.83.0.0/24","network_name":"quick"}}'
+`
+
+// keptAhead has a node take addresses ahead of its Pods: the next one gets one of them,
+// and the cluster is told.
+func (w *world) keptAhead() {
+	w.t.Helper()
+	many := strings.TrimSuffix(strings.Repeat("quick,", 20), ",")
+	w.apply(aheadConf + deployment("quick1", "n1", many))
+	w.rollout("quick1")
+	var ahead []string
+	w.eventually("node n1 takes an address ahead", func() error {
+		ahead = strings.Fields(w.kubectl("get", "addrlease", "-l", "weft.network/pool=10.83.0.0-24", "-o", `jsonpath={.items[?(@.spec.owner.kind=="Node")].spec.ip}`))
+		if len(ahead) == 0 {
+			return errors.New("there is none")
+		}
+		return nil
+	})
+	w.apply(deployment("quick2", "n1", "quick"))
+	w.rollout("quick2")
+	pod := w.pod("quick2")
+	ips := w.status(pod)["net1"].IPs
+	if len(ips) != 1 || !slices.Contains(ahead, ips[0]) {
+		w.t.Errorf("the Pod has %v, ahead were %v", ips, ahead)
+	}
+	w.eventually("the cluster is told whose it is", func() error {
+		out := w.kubectl("get", "nodeaddr", "n1", "-o", `jsonpath={range .spec.bindings[*]}{.lease} {.owner.name}{"\n"}{end}`)
+		if !strings.Contains(out, fmt.Sprintf("quick-%s %s\n", ips[0], strings.TrimPrefix(pod, "pod/"))) {
+			return fmt.Errorf("told is %q", out)
+		}
+		return nil
+	})
+	w.kubectl("delete", "deployment", "quick1", "quick2", "--now")
+	w.eventually("only what is ahead is left", func() error {
+		if out := w.kubectl("get", "addrlease", "-l", "weft.network/pool=10.83.0.0-24", "-o", `jsonpath={.items[?(@.spec.owner.kind=="Pod")].spec.ip}`); out != "" {
+			return fmt.Errorf("left are %s", out)
+		}
+		if out := w.kubectl("get", "addrlease", "quick-"+ips[0], "--ignore-not-found", "-o", "name"); out != "" {
+			return fmt.Errorf("%s is left", out)
+		}
+		return nil
+	})
 }
