@@ -162,7 +162,7 @@ func (c *controller) lead(ctx context.Context, term *elect.Period) error {
 	vms := newMachines(claims)
 	tasks := []task{
 		feed{api: c.api, gvk: leaseKind, every: c.Compare, to: s.book, log: c.Log},
-		feed{api: c.api, gvk: v1alpha1.NodeAddressesKind, every: c.Compare, to: &bindings{book: s.book}, log: c.Log},
+		feed{api: c.api, gvk: v1alpha1.NodeAddressesKind, every: c.Compare, to: &bindings{book: s.book}, log: c.Log, optional: true},
 		feed{api: c.api, gvk: podKind, every: c.Compare, to: s.pods, log: c.Log},
 		feed{api: c.api, gvk: networks.DefinitionKind, every: c.Compare, to: s.ranges, log: c.Log},
 		feed{api: c.api, gvk: networks.ClaimKind, every: c.Compare, to: claims, log: c.Log, optional: true},

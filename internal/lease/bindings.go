@@ -16,6 +16,8 @@ const (
 	// publishEvery is how often NodeAddresses is written at most; fewer bindings than
 	// publishMany wait up to publishLater for others to share the request.
 	publishEvery, publishMany, publishLater = time.Second, 16, 30 * time.Second
+	// publishAgain is after it could not be written.
+	publishAgain = 5 * time.Second
 	// pruneAfter is how long bindings of leases that are gone may stand there.
 	pruneAfter = 10 * time.Minute
 	// maxBindings bounds the object. Beyond it nothing is kept ahead.
@@ -27,7 +29,7 @@ const (
 func (s *Store) publish(ctx context.Context, users Users) {
 	tick := time.NewTicker(publishEvery)
 	defer tick.Stop()
-	wrote, told := time.Now(), ""
+	wrote, failed, told := time.Now(), time.Time{}, ""
 	for {
 		select {
 		case <-ctx.Done():
@@ -38,11 +40,14 @@ func (s *Store) publish(ctx context.Context, users Users) {
 		waits, since := s.unpublished, s.unpublishedSince
 		prune := time.Since(wrote) > pruneAfter && s.published != nil && len(s.published.Spec.Bindings) != s.boundLocked()
 		s.mu.Unlock()
-		if waits < publishMany && (waits == 0 || time.Since(since) < publishLater) && !prune {
+		if waits < publishMany && (waits == 0 || time.Since(since) < publishLater) && !prune || time.Since(failed) < publishAgain {
 			continue
 		}
 		wrote = time.Now()
 		err := s.tell(ctx, users)
+		if err != nil {
+			failed = time.Now()
+		}
 		if err != nil && ctx.Err() == nil && err.Error() != told && !errors.Is(err, store.ErrConflict) {
 			s.Log.Warn("which Pods have addresses that this node took ahead could not be told", "err", err)
 			told = err.Error()
@@ -95,7 +100,8 @@ func (s *Store) tell(ctx context.Context, users Users) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
-		s.published = nil // read it again
+		s.published = nil         // read it again
+		s.crowded = unserved(err) // nothing is taken ahead of which nobody could be told
 		return err
 	}
 	next.UID, next.ResourceVersion = is.GetUID(), is.GetResourceVersion()
