@@ -94,6 +94,26 @@ func (c *claims) holderName(owner ipam.Owner) string {
 	return c.nameOf(id) + " on " + ifName
 }
 
+// group is what people call the likes of the owner of an address.
+func (c *claims) group(owner ipam.Owner) string {
+	if namespace, _, _, ok := ipam.ParseClaimOwner(owner); ok {
+		return ipam.Group("IPAMClaim", namespace)
+	}
+	if namespace, _, ok := ipam.ParseNICOwner(owner); ok {
+		return ipam.Group("VM NIC", namespace)
+	}
+	if _, ok := ipam.ParseQuarantineOwner(owner); ok {
+		return "strangers"
+	}
+	id, _, _ := strings.Cut(string(owner), "/") // as ipam.AttachmentOwner joins them
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if pod := c.pods[id]; pod.Name != "" {
+		return ipam.Group("Pod", pod.Namespace)
+	}
+	return "sandboxes of no Pod"
+}
+
 // set replaces what a sandbox claims by what its record says; nil: nothing.
 func (c *claims) set(id string, box *record.Sandbox) {
 	c.mu.Lock()

@@ -180,7 +180,7 @@ func TestLeasedExhausted(t *testing.T) {
 	w.add("a", "red")
 	w.add("b", "red")
 	before := w.held()
-	err := w.refused("c", "blue,red", "10.32.0.0/31", "all 2 addresses")
+	err := w.refused("c", "blue,red", "10.32.0.0/31", "all 2 addresses", "2 by Pods of namespace demo")
 	if !errors.Is(err, ipam.ErrExhausted) {
 		t.Errorf("got %v", err)
 	}

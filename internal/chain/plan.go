@@ -118,6 +118,9 @@ func (t *attaching) allocate(ctx context.Context, w *attachment, alloc *ipam.All
 	if taken, ok := errors.AsType[*ipam.TakenError](err); ok && taken.HolderName == "" {
 		taken.HolderName = t.claims.holderName(taken.Holder)
 	}
+	if exhausted, ok := errors.AsType[*ipam.ExhaustedError](err); ok {
+		exhausted.Name(t.claims.group)
+	}
 	if err != nil {
 		t.tellClaim(w, err)
 		return err

@@ -181,8 +181,12 @@ func (r *allocation) kept(set Set, asked Request) (Address, bool) {
 }
 
 func (r *allocation) fromSet(ctx context.Context, set Set) (Address, error) {
+	who := &ExhaustedError{}
 	for _, from := range set.Ranges {
 		addr, err := r.store.TakeFrom(ctx, set.Scope, from, r.owner)
+		if told, ok := errors.AsType[*ExhaustedError](err); ok {
+			who.add(told)
+		}
 		if errors.Is(err, ErrExhausted) {
 			continue
 		}
@@ -192,7 +196,7 @@ func (r *allocation) fromSet(ctx context.Context, set Set) (Address, error) {
 		r.note(Lease{Scope: set.Scope, Addr: addr, Owner: r.owner})
 		return address(from, addr), nil
 	}
-	return Address{}, exhaustedHint(set)
+	return Address{}, exhaustedHint(set, who)
 }
 
 func address(from Range, addr netip.Addr) Address {
@@ -249,13 +253,21 @@ func takenHint(field string, addr netip.Addr, err error) error {
 	}
 }
 
-func exhaustedHint(set Set) error {
+func exhaustedHint(set Set, who *ExhaustedError) error {
 	var names []string
 	for _, r := range set.Ranges {
-		names = append(names, fmt.Sprintf("all %s addresses of %s", r.Size(), r))
+		if size := r.Size(); size.IsInt64() && size.Int64() == 1 {
+			names = append(names, fmt.Sprintf("the one address of %s", r))
+		} else {
+			names = append(names, fmt.Sprintf("all %s addresses of %s", size, r))
+		}
+	}
+	are := " are held"
+	if len(names) == 1 && strings.HasPrefix(names[0], "the one") {
+		are = " is held"
 	}
 	return &hint.Error{
-		Field: set.Ranges[0].Field, Value: set.Ranges[0].String(), Problem: strings.Join(names, " and ") + " are held",
-		Remedy: "widen the range, or delete what holds addresses of it", Err: ErrExhausted,
+		Field: set.Ranges[0].Field, Value: set.Ranges[0].String(), Problem: strings.Join(names, " and ") + are, Err: who,
+		Remedy: "widen the range, or delete what holds addresses of it (weft ip ls --pool " + set.Ranges[0].Subnet.String() + " lists them)",
 	}
 }

@@ -71,7 +71,21 @@ func readHostLocal(in input) (Config, error) {
 	if err := disjointSets(config.Sets); err != nil {
 		return Config{}, err
 	}
+	config.Warnings = outsideGateways(config.Sets)
 	return config.finish()
+}
+
+// outsideGateways tells of gateways that hosts of their range cannot reach, which the
+// plugin takes. A link-local one is reached from any of IPv6.
+func outsideGateways(sets []Set) (out []string) {
+	for _, set := range sets {
+		for _, r := range set.Ranges {
+			if r.Gateway.IsValid() && !r.Subnet.Contains(r.Gateway) && !r.Gateway.IsLinkLocalUnicast() {
+				out = append(out, fmt.Sprintf("%s.gateway: %s is not in %s, so it cannot be reached without a route to it", r.Field, r.Gateway, r.Subnet))
+			}
+		}
+	}
+	return out
 }
 
 func hostLocalSet(field string, raw []hostLocalRange, at func(int) string) (Set, error) {

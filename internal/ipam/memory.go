@@ -137,7 +137,7 @@ func (m *Memory) TakeFrom(_ context.Context, scope Scope, r Range, owner Owner) 
 	}
 	addr, ok := walk.lowest(state.holders)
 	if !ok {
-		return netip.Addr{}, ErrExhausted
+		return netip.Addr{}, exhaustedBy(r, state.holders)
 	}
 	return addr, m.takeLocked(Lease{Scope: scope, Addr: addr, Owner: owner})
 }

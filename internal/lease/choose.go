@@ -72,7 +72,7 @@ func (t *taker) TakeFrom(ctx context.Context, scope ipam.Scope, r ipam.Range, ow
 			if addr, err := t.awaitKept(ctx, scope, r, owner, began); err != nil || addr.IsValid() {
 				return addr, err
 			}
-			return netip.Addr{}, ipam.ErrExhausted
+			return netip.Addr{}, t.exhausted(scope, r)
 		}
 		if err != nil {
 			return netip.Addr{}, err
@@ -201,6 +201,7 @@ func (s *Store) look(ctx context.Context, scope ipam.Scope, r ipam.Range) error 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.looks[walkKey{scope, pool}] = time.Now()
+	s.countLocked(scope, r, list)
 	others := s.othersLocked(scope)
 	for addr, other := range others {
 		if other.pool == pool || began.Sub(other.when) > learnedFor {

@@ -107,6 +107,8 @@ type Store struct {
 	// walks are where to look next in each range, and looks when it was looked at.
 	walks map[walkKey]uint64
 	looks map[walkKey]time.Time
+	// counts are who held the addresses of a range when it was looked at.
+	counts map[walkKey]map[string]int
 	// leaves are sandboxes to be taken off the holders of claims' addresses.
 	leaves map[leaving]bool
 
@@ -174,7 +176,7 @@ func New(options Options) (*Store, error) {
 	s := &Store{
 		Options: options, memory: ipam.NewMemory(), kept: kept, wake: make(chan struct{}, 1), jitter: rand.N(listEvery / 2), //nolint:gosec // no secret
 		leases: map[key]*held{}, gone: map[ipam.Owner]bool{}, others: map[ipam.Scope]map[netip.Addr]learned{},
-		walks: map[walkKey]uint64{}, looks: map[walkKey]time.Time{},
+		walks: map[walkKey]uint64{}, looks: map[walkKey]time.Time{}, counts: map[walkKey]map[string]int{},
 		leaves:    map[leaving]bool{},
 		questions: questions{next: map[walkKey]*question{}},
 		stocks:    map[walkKey]*stock{}, found: map[key]string{}, spare: map[key]time.Time{}, taken: make(chan struct{}, 1),

@@ -68,7 +68,7 @@ func TestTwoNodes(t *testing.T) {
 		t.Errorf("given were %v", given)
 	}
 	_, err := b.add(config, "late")
-	wantHint(t, err, ipam.ErrExhausted, "all 4 addresses of 10.9.0.1-10.9.0.4 of 10.9.0.0/29 are held")
+	wantHint(t, err, ipam.ErrExhausted, "all 4 addresses of 10.9.0.1-10.9.0.4 of 10.9.0.0/29 are held: 4 by Pods of namespace demo; widen the range, or delete what holds addresses of it (weft ip ls --pool 10.9.0.0/29 lists them)")
 	a.del("s0")
 	if _, err := b.add(config, "late"); err != nil {
 		t.Errorf("after one came free: %v", err)
