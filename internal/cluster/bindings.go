@@ -15,11 +15,6 @@ import (
 	"github.com/weftnet/weft/internal/store"
 )
 
-// keptGrace is for how long a node must be gone before what it keeps ahead of its Pods
-// is given back, at least. Its agent, which may run on, is told at once to keep none,
-// and hands out none when it was told nothing for ten seconds (lease.keepFresh).
-const keptGrace = 30 * time.Second
-
 // bindings makes leases in the book Pods' that nodes took ahead of them.
 type bindings struct {
 	*book

@@ -100,12 +100,10 @@ func (c *collector) pass(ctx context.Context) {
 			continue
 		}
 		facts := look.Facts(ctx, o.LeaseOwner, o.node)
-		grace := c.grace
 		if o.Kind == v1alpha1.OwnerNode {
-			grace = max(grace, keptGrace)
 			c.gone.note(o.node, facts.Node)
 		}
-		after, verdict := garbage.Judge(time.Now(), grace, sight, facts)
+		after, verdict := garbage.Judge(time.Now(), inventory.GraceOf(o.LeaseOwner, c.grace), sight, facts)
 		c.last[o] = facts
 		switch {
 		case verdict == garbage.Keep, after == garbage.Sight{}:

@@ -41,7 +41,7 @@ type doubt struct {
 
 // reason is why the owner has its addresses still.
 func (d doubt) reason(now time.Time, grace time.Duration) (garbage.Reason, time.Time) {
-	reason, until := garbage.Explain(now, grace, d.sight, d.facts)
+	reason, until := garbage.Explain(now, inventory.GraceOf(d.LeaseOwner, grace), d.sight, d.facts)
 	if reason == garbage.Nobody { // until the next look
 		reason = garbage.Grace
 	}

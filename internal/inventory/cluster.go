@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/big"
 	"net/netip"
+	"time"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -34,13 +35,14 @@ type Cluster struct{ API store.Store }
 // Read reads all there is.
 func (c Cluster) Read(ctx context.Context) (*Known, error) {
 	known := &Known{told: map[string]v1alpha1.AddressPoolStatus{}}
+	var leases []taken
 	err := each(ctx, c.API, v1alpha1.AddressLeaseKind, func(obj *store.Object) {
-		is, err := holdingOf(obj)
+		lease, err := v1alpha1.LeaseFromObject(obj)
 		if err != nil {
 			known.Problems = append(known.Problems, err.Error())
 			return
 		}
-		known.Held = append(known.Held, is)
+		leases = append(leases, taken{lease, obj.GetCreationTimestamp().Time})
 	})
 	if unserved(err) {
 		return nil, &hint.Error{Field: "AddressLease", Problem: "the cluster has no such kind, so its addresses are not weft's", Remedy: "install deploy/weft.yaml, or name another cluster by --kubeconfig"}
@@ -48,8 +50,14 @@ func (c Cluster) Read(ctx context.Context) (*Known, error) {
 	if err != nil {
 		return nil, err
 	}
+	bound, err := c.bindings(ctx, func(err error) { known.Problems = append(known.Problems, err.Error()) })
+	if err != nil {
+		return nil, err
+	}
+	for _, is := range leases {
+		known.Held = append(known.Held, is.holding(bound))
+	}
 	SortHoldings(known.Held)
-	known.bind(ctx, c.API)
 	err = each(ctx, c.API, networks.DefinitionKind, func(obj *store.Object) {
 		known.Networks = append(known.Networks, ClusterWide(NetworksOf(obj))...)
 	})
@@ -66,31 +74,6 @@ func (c Cluster) Read(ctx context.Context) (*Known, error) {
 		known.Problems = append(known.Problems, err.Error())
 	}
 	return known, nil
-}
-
-// bind finds the Pods that have what nodes took ahead of them.
-func (k *Known) bind(ctx context.Context, api store.Store) {
-	bindings := map[string]map[types.UID]v1alpha1.Binding{} // by node
-	err := each(ctx, api, v1alpha1.NodeAddressesKind, func(obj *store.Object) {
-		all, err := v1alpha1.NodeAddressesFromObject(obj)
-		if err != nil {
-			k.Problems = append(k.Problems, err.Error())
-			return
-		}
-		its := make(map[types.UID]v1alpha1.Binding, len(all.Spec.Bindings))
-		for _, b := range all.Spec.Bindings {
-			its[b.UID] = b
-		}
-		bindings[all.Name] = its
-	})
-	if err != nil && !unserved(err) {
-		k.Problems = append(k.Problems, err.Error())
-	}
-	for i := range k.Held {
-		if b, ok := bindings[k.Held[i].Node][k.Held[i].uid]; ok {
-			k.Held[i].bind(b)
-		}
-	}
 }
 
 // unserved says that the API server has no such kind, as store/kube tells it.
@@ -152,22 +135,69 @@ func (k *Known) ended(is Holding) *v1alpha1.EndedAddress {
 	return nil
 }
 
-// holdingOf reads a lease.
-func holdingOf(obj *store.Object) (Holding, error) {
-	lease, err := v1alpha1.LeaseFromObject(obj)
-	if err != nil {
-		return Holding{}, err
+// taken is a lease, and when it was made.
+type taken struct {
+	*v1alpha1.AddressLease
+	made time.Time
+}
+
+// binding is what a node tells of a lease that it took ahead of its Pods.
+type binding struct {
+	node string
+	v1alpha1.Binding
+}
+
+// bindings reads which Pods have what nodes took ahead of them, by leases' UIDs.
+func (c Cluster) bindings(ctx context.Context, problem func(error)) (map[types.UID]binding, error) {
+	bound := map[types.UID]binding{}
+	err := each(ctx, c.API, v1alpha1.NodeAddressesKind, func(obj *store.Object) {
+		all, err := v1alpha1.NodeAddressesFromObject(obj)
+		if err != nil {
+			problem(err) // its leases are the node's
+			return
+		}
+		for _, is := range all.Spec.Bindings {
+			bound[is.UID] = binding{obj.GetName(), is}
+		}
+	})
+	if unserved(err) {
+		return bound, nil
 	}
-	spec := lease.Spec
+	return bound, err
+}
+
+// holding tells of a lease, as the Pod's that has it.
+func (is taken) holding(bound map[types.UID]binding) Holding {
+	if b, ok := bound[is.UID]; ok && b.node == is.Spec.Node {
+		is.Bind(b.Binding)
+	}
+	spec := is.Spec
 	since := spec.Since
 	if since.IsZero() {
-		since = obj.GetCreationTimestamp().Time
+		since = is.made
 	}
 	return Holding{
 		Address: spec.IP, Scope: spec.Scope, Pool: spec.Pool, Network: spec.Network, Interface: spec.Interface, Sandbox: spec.Sandbox,
-		Node: spec.Node, Owner: spec.Owner, Holders: spec.Holders, Since: since, Lease: lease.Name,
-		uid: lease.UID, revision: lease.ResourceVersion, leased: spec.Owner,
-	}, nil
+		Node: spec.Node, Owner: spec.Owner, Holders: spec.Holders, Since: since, Lease: is.Name,
+		uid: is.UID,
+	}
+}
+
+// again reads a lease once more, with the precondition to delete it as it is now.
+func (c Cluster) again(ctx context.Context, name string) (is Holding, pre store.Precondition, err error) {
+	obj, err := c.API.Get(ctx, v1alpha1.AddressLeaseKind, store.Key{Name: name})
+	if err != nil {
+		return is, pre, fmt.Errorf("read address lease %s: %w", name, err)
+	}
+	lease, err := v1alpha1.LeaseFromObject(obj)
+	if err != nil {
+		return is, pre, err
+	}
+	bound, err := c.bindings(ctx, func(error) {})
+	if err != nil {
+		return is, pre, err
+	}
+	return taken{lease, obj.GetCreationTimestamp().Time}.holding(bound), store.Precondition{UID: lease.UID, Revision: lease.ResourceVersion}, nil
 }
 
 // lister reads a list without having all of it in memory, as store/kube can.

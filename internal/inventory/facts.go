@@ -106,8 +106,25 @@ func (l *Look) claim(ctx context.Context, o v1alpha1.LeaseOwner) garbage.Owner {
 	return garbage.Live
 }
 
-// Node reads of a node whether it is gone, and when its kubelet was heard from.
+// KeptGrace is for how long a node must be gone before what it keeps ahead of its Pods
+// is given back, at least. Its agent, which may run on, is told at once to keep none,
+// and hands out none when it was told nothing for ten seconds (lease.keepFresh).
+const KeptGrace = 30 * time.Second
+
+// GraceOf gives the grace of an owner, where others have one of grace.
+func GraceOf(o v1alpha1.LeaseOwner, grace time.Duration) time.Duration {
+	if o.Kind == v1alpha1.OwnerNode {
+		return max(grace, KeptGrace)
+	}
+	return grace
+}
+
+// Node reads of a node whether it is gone, and when its kubelet was heard from. What
+// is on no node is as on one that is gone.
 func (l *Look) Node(ctx context.Context, name string) NodeFacts {
+	if name == "" {
+		return NodeFacts{Node: garbage.Gone}
+	}
 	if facts, ok := l.nodes[name]; ok {
 		return facts
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/weftnet/weft/api/v1alpha1"
@@ -28,23 +29,23 @@ func (c Cluster) Free(ctx context.Context, is Holding, grace time.Duration, say 
 }
 
 func (c Cluster) free(ctx context.Context, is Holding, grace, patience time.Duration, say func(string)) error {
+	grace = GraceOf(is.Owner, grace)
 	var sight garbage.Sight
 	deadline := time.Now().Add(grace + patience)
 	for looks := 1; ; looks++ {
 		look := NewLook(c.API)
 		facts := look.Facts(ctx, is.Owner, is.Node)
 		after, verdict := garbage.Judge(time.Now(), grace, sight, facts)
+		if len(is.Holders) > 0 && verdict != garbage.Keep {
+			return refused(is, keeping(is, garbage.NodeKeeps, facts, look.Node(ctx, is.Node), nil))
+		}
 		if verdict == garbage.Free {
 			return c.Force(ctx, is)
 		}
 		sight = after
 		reason, until := garbage.Explain(time.Now(), grace, sight, facts)
 		if reason != garbage.Grace && (verdict == garbage.Keep || reason == garbage.NodeKeeps || time.Now().After(deadline)) {
-			k := keeping(is, reason, facts, look.Node(ctx, is.Node), nil)
-			return &hint.Error{
-				Field: "address", Value: is.Address.String(), Problem: "is not free: " + k.Why,
-				Remedy: k.Remedy + "; or give --force, after which two may have the address if the first one does",
-			}
+			return refused(is, keeping(is, reason, facts, look.Node(ctx, is.Node), nil))
 		}
 		if looks == 1 {
 			text := is.OwnerName() + " seems to have ended; whether that stays so is looked at"
@@ -61,23 +62,19 @@ func (c Cluster) free(ctx context.Context, is Holding, grace, patience time.Dura
 	}
 }
 
+func refused(is Holding, k Keeping) error {
+	return &hint.Error{
+		Field: "address", Value: is.Address.String(), Problem: "is not free: " + k.Why,
+		Remedy: k.Remedy + "; or give --force, after which two may have the address if the first one does",
+	}
+}
+
 // Force deletes the lease of an address, if it is as it was read.
 func (c Cluster) Force(ctx context.Context, is Holding) error {
-	key := store.Key{Name: is.Lease}
-	obj, err := c.API.Get(ctx, v1alpha1.AddressLeaseKind, key)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil // somebody was faster
-	}
-	if err != nil {
-		return fmt.Errorf("read address lease %s: %w", is.Lease, err)
-	}
-	now, err := holdingOf(obj)
-	if err != nil {
-		return err
-	}
-	if now.uid == is.uid && now.leased == is.leased && now.Node == is.Node {
-		err = c.API.Delete(ctx, v1alpha1.AddressLeaseKind, key, store.Precondition{UID: now.uid, Revision: now.revision})
-	} else {
+	now, pre, err := c.again(ctx, is.Lease)
+	if err == nil && now.uid == is.uid && now.Owner == is.Owner && now.Node == is.Node && slices.Equal(now.Holders, is.Holders) {
+		err = c.API.Delete(ctx, v1alpha1.AddressLeaseKind, store.Key{Name: is.Lease}, pre)
+	} else if err == nil {
 		err = store.ErrConflict
 	}
 	switch {
@@ -85,8 +82,8 @@ func (c Cluster) Force(ctx context.Context, is Holding) error {
 		return nil
 	case errors.Is(err, store.ErrConflict):
 		return &hint.Error{
-			Field: "address", Value: is.Address.String(), Problem: "changed hands meanwhile, and is " + now.OwnerName() + "'s",
-			Remedy: "weft ip why " + is.Address.String() + " tells of it", Err: err,
+			Field: "address", Value: is.Address.String(), Problem: "changed hands meanwhile", Err: err,
+			Remedy: "weft ip why " + is.Address.String() + " tells of it",
 		}
 	case err != nil:
 		return fmt.Errorf("delete address lease %s: %w", is.Lease, err)

@@ -34,17 +34,7 @@ type Holding struct {
 	// State is how far its attachment is, where that is known.
 	State string `json:"state,omitempty"`
 
-	uid      types.UID
-	revision string
-	// leased is the owner as the lease names it: a node, if that took it ahead.
-	leased v1alpha1.LeaseOwner
-}
-
-// bind makes what a node took ahead the Pod's that has it.
-func (h *Holding) bind(b v1alpha1.Binding) {
-	if h.leased.Kind == v1alpha1.OwnerNode {
-		h.Network, h.Interface, h.Sandbox, h.Owner = b.Network, b.Interface, b.Sandbox, b.Owner
-	}
+	uid types.UID // of the lease
 }
 
 // Reserved says that nobody has the address at the moment.

@@ -164,11 +164,16 @@ func TestFree(t *testing.T) {
 		spec v1alpha1.AddressLeaseSpec
 		want string
 	}{
-		"a live Pod's":      {"10.0.0.1", v1alpha1.AddressLeaseSpec{Node: "n1", Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerPod, Namespace: "a", Name: "here", UID: pod}}, "Pod a/here is there"},
-		"of a silent node":  {"10.0.0.2", v1alpha1.AddressLeaseSpec{Node: "n1", Owner: gone("1")}, "so it may run there still"},
-		"of a gone node":    {"10.0.0.3", v1alpha1.AddressLeaseSpec{Node: "n2", Owner: gone("1")}, ""},
-		"a claim's":         {"10.0.0.4", v1alpha1.AddressLeaseSpec{Node: "n1", Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerClaim, Namespace: "a", Name: "gone"}}, "whose agent gives the address back"},
-		"a stranger's":      {"10.0.0.5", v1alpha1.AddressLeaseSpec{Node: "n1", Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerQuarantine, Name: "02:00:00:00:00:99"}}, "was found to use it"},
+		"a live Pod's":           {"10.0.0.1", v1alpha1.AddressLeaseSpec{Node: "n1", Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerPod, Namespace: "a", Name: "here", UID: pod}}, "Pod a/here is there"},
+		"of a silent node":       {"10.0.0.2", v1alpha1.AddressLeaseSpec{Node: "n1", Owner: gone("1")}, "so it may run there still"},
+		"of a gone node":         {"10.0.0.3", v1alpha1.AddressLeaseSpec{Node: "n2", Owner: gone("1")}, ""},
+		"a claim's":              {"10.0.0.4", v1alpha1.AddressLeaseSpec{Node: "n1", Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerClaim, Namespace: "a", Name: "gone"}}, "whose agent gives the address back"},
+		"a stranger's":           {"10.0.0.5", v1alpha1.AddressLeaseSpec{Node: "n1", Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerQuarantine, Name: "02:00:00:00:00:99"}}, "was found to use it"},
+		"a claim's that is gone": {"10.0.0.8", v1alpha1.AddressLeaseSpec{Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerClaim, Namespace: "a", Name: "gone"}}, ""},
+		"a claim's that is gone, and a Pod has it": {
+			"10.0.0.9", v1alpha1.AddressLeaseSpec{Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerClaim, Namespace: "a", Name: "gone"}, Holders: []v1alpha1.LeaseHolder{{Pod: "p", Node: "n1", Sandbox: "s"}}},
+			"IPAMClaim a/gone is gone, and Pods have the address; delete those Pods: p of node n1",
+		},
 		"of an earlier Pod": {"10.0.0.6", v1alpha1.AddressLeaseSpec{Node: "n2", Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerPod, Namespace: "a", Name: "here", UID: "1"}}, ""},
 	} {
 		is := w.lease(tt.addr, tt.spec)
@@ -262,5 +267,15 @@ func TestBound(t *testing.T) {
 	}
 	if err := (Cluster{w.Store}).Force(t.Context(), is); err != nil || w.there("10.0.0.1") {
 		t.Errorf("freed: %v", err)
+	}
+	// The node gives the other one to a Pod while somebody looks.
+	for _, name := range []string{"n1", "n2"} {
+		if err := w.Delete(t.Context(), v1alpha1.NodeAddressesKind, store.Key{Name: name}, store.Precondition{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tell("n1", second.uid)
+	if err := (Cluster{w.Store}).Force(t.Context(), known.Held[1]); err == nil || !strings.Contains(err.Error(), "changed hands meanwhile") || !w.there("10.0.0.2") {
+		t.Errorf("freed under the Pod: %v", err)
 	}
 }

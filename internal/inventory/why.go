@@ -3,6 +3,7 @@ package inventory
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/weftnet/weft/api/v1alpha1"
@@ -51,10 +52,18 @@ func keeping(is Holding, reason garbage.Reason, facts garbage.Facts, node NodeFa
 			Remedy: fmt.Sprintf("find out who that is; weft-node of node %s gives it back %s after it was found, and who is given it next asks again", is.Node, lease.QuarantineFor),
 		}
 	}
+	if len(is.Holders) > 0 {
+		if reason != garbage.OwnerLives {
+			k.Why, k.Remedy = gone+", and Pods have the address", "delete those Pods: "+holders(is)
+			return k
+		}
+		k.Why, k.Remedy = name+" is there", "delete "+name+", and the Pods that have the address"
+		return k
+	}
 	switch reason {
 	case garbage.OwnerLives:
 		k.Why, k.Remedy = name+" is there", "delete "+name
-		if facts.Node == garbage.Gone {
+		if facts.Node == garbage.Gone && is.Node != "" {
 			k.Why += ", though its node " + is.Node + " is gone"
 		}
 	case garbage.WithNode:
@@ -70,7 +79,7 @@ func keeping(is Holding, reason garbage.Reason, facts garbage.Facts, node NodeFa
 		k.Remedy = "see that the API server answers, and that you may read those"
 	case garbage.Grace:
 		k.Why = gone + ", not for long enough"
-		if facts.Node == garbage.Gone {
+		if facts.Node == garbage.Gone && is.Node != "" {
 			k.Why += "; node " + is.Node + " is gone"
 		}
 		if ended != nil && ended.Until != nil {
@@ -87,6 +96,14 @@ func keeping(is Holding, reason garbage.Reason, facts garbage.Facts, node NodeFa
 		k.Why, k.Remedy = gone+": nobody has it", "wait until weft-controller gives it back; if it does not, see that weft-controller runs"
 	}
 	return k
+}
+
+func holders(is Holding) string {
+	var names []string
+	for _, holder := range is.Holders {
+		names = append(names, holder.Pod+" of node "+holder.Node)
+	}
+	return strings.Join(names, ", ")
 }
 
 // silentSince says when a node was heard from.

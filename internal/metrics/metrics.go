@@ -35,6 +35,7 @@ type Metrics struct {
 	requests *prometheus.CounterVec
 	changes  prometheus.Counter
 	repairs  prometheus.Counter
+	taking   *prometheus.HistogramVec
 	// conflicts are addresses that others use.
 	conflicts prometheus.Counter
 
@@ -76,7 +77,11 @@ func New(version string, facts func() Facts) *Metrics {
 	m.conflicts = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: conflictsName, Help: conflictsHelp,
 	})
-	m.registry.MustRegister(m.phases, m.failures, m.requests, m.changes, m.repairs, m.conflicts, build(version), present{facts},
+	m.taking = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "weft_address_duration_seconds", Buckets: append([]float64{0.0001, 0.00025, 0.0005}, seconds...),
+		Help: "How long it takes to hold an address in the cluster, by result: given, exhausted, taken (it was asked for, and is another's), unanswered (by the API server), refused.",
+	}, []string{"result"})
+	m.registry.MustRegister(m.phases, m.taking, m.failures, m.requests, m.changes, m.repairs, m.conflicts, build(version), present{facts},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -98,6 +103,11 @@ func (m *Metrics) named(plugin string) string {
 		return plugin
 	}
 	return otherPlugins
+}
+
+// AddressTaken counts an address of the cluster that was asked for.
+func (m *Metrics) AddressTaken(result string, took time.Duration) {
+	m.taking.WithLabelValues(result).Observe(took.Seconds())
 }
 
 // Failed counts a CNI call that failed.

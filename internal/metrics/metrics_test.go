@@ -36,6 +36,7 @@ func TestMetrics(t *testing.T) {
 	m.Requested("PATCH", "pods", 0)
 	m.Changed()
 	m.Repaired(2)
+	m.AddressTaken("given", 3*time.Millisecond)
 	m.Conflict()
 	all := strings.Join(scrape(t, m), "\n") + "\n"
 	for _, want := range []string{
@@ -47,6 +48,7 @@ func TestMetrics(t *testing.T) {
 		`weft_api_requests_total{code="0",method="PATCH",resource="pods"} 1`,
 		`weft_cni_calls{state="working"} 3`, `weft_cni_calls{state="waiting"} 2`, `weft_cni_kept_dels 1`,
 		`weft_attachments{stage="attached"} 7`, `weft_attachments{stage="failed"} 0`, `weft_pods_changed 4`, `weft_address_leases{state="held"} 5`,
+		`weft_address_duration_seconds_bucket{result="given",le="0.0025"} 0`, `weft_address_duration_seconds_bucket{result="given",le="0.005"} 1`,
 		`weft_network_changes_total 1`, `weft_network_repairs_total 2`, `weft_address_conflicts_total 1`, `version="v1.2.3"} 1`, `process_resident_memory_bytes `, `go_goroutines `,
 	} {
 		if !strings.Contains(all, want) {

@@ -162,6 +162,9 @@ func TestLeaseRequests(t *testing.T) {
 	if count["POST"] != 3 || count["DELETE"] != 3 || len(count) != 2 {
 		t.Errorf("requests for leases: %v", count)
 	}
+	if _, body := l.ask("/metrics"); !strings.Contains(body, `weft_address_duration_seconds_count{result="given"} 6`) {
+		t.Error("metrics do not tell how long six addresses took")
+	}
 	p.end()
 	warm.end()
 	l.noLeases()
