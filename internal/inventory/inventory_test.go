@@ -171,7 +171,8 @@ func TestFree(t *testing.T) {
 		"a stranger's":           {"10.0.0.5", v1alpha1.AddressLeaseSpec{Node: "n1", Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerQuarantine, Name: "02:00:00:00:00:99"}}, "was found to use it"},
 		"a claim's that is gone": {"10.0.0.8", v1alpha1.AddressLeaseSpec{Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerClaim, Namespace: "a", Name: "gone"}}, ""},
 		"a claim's that is gone, and a Pod has it": {
-			"10.0.0.9", v1alpha1.AddressLeaseSpec{Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerClaim, Namespace: "a", Name: "gone"}, Holders: []v1alpha1.LeaseHolder{{Pod: "p", Node: "n1", Sandbox: "s"}}},
+			"10.0.0.9",
+			v1alpha1.AddressLeaseSpec{Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerClaim, Namespace: "a", Name: "gone"}, Holders: []v1alpha1.LeaseHolder{{Pod: "p", Node: "n1", Sandbox: "s"}}},
 			"IPAMClaim a/gone is gone, and Pods have the address; delete those Pods: p of node n1",
 		},
 		"of an earlier Pod": {"10.0.0.6", v1alpha1.AddressLeaseSpec{Node: "n2", Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerPod, Namespace: "a", Name: "here", UID: "1"}}, ""},
