@@ -29,6 +29,7 @@ func main() {
 	compare := flags.Duration("compare-every", 5*time.Minute, "how often all leases are compared with their owners")
 	whereabouts := flags.String("whereabouts", "", "what to do about Whereabouts, see docs/whereabouts-migration.md: takeOver or handBack; without, who gives addresses goes on")
 	whereaboutsNamespace := flags.String("whereabouts-namespace", "kube-system", "where Whereabouts keeps its objects")
+	mirror := flags.Bool("whereabouts-mirror", true, "show what weft leased in Whereabouts' objects, where it was taken over")
 	importedFor := flags.Duration("imported-for", 24*time.Hour, "give back addresses that Whereabouts gave to nobody knows whom after so long")
 	os.Exit(daemon.Main(flags, func(ctx context.Context, log *slog.Logger) error {
 		if hostErr != nil && *name == "" {
@@ -42,7 +43,7 @@ func main() {
 		return cluster.Run(ctx, cluster.Options{
 			Kubeconfig: *kubeconfig, Namespace: *namespace, Name: *name, Web: *web, Adviser: *adviser, Advertise: *advertise,
 			Grace: *grace, Compare: *compare,
-			Whereabouts: *whereabouts, WhereaboutsNamespace: *whereaboutsNamespace, ImportedFor: *importedFor,
+			Whereabouts: *whereabouts, WhereaboutsNamespace: *whereaboutsNamespace, Mirror: *mirror, ImportedFor: *importedFor,
 			Version: version.Text, Log: log,
 		})
 	}))

@@ -36,6 +36,9 @@ type held struct {
 	addr  netip.Addr
 	owner owner
 	round uint32
+	// where and sandbox are kept for Whereabouts' objects.
+	where   unique.Handle[where]
+	sandbox string
 	// reserved: no sandbox has it at the moment. quarantined: a stranger does.
 	reserved, quarantined bool
 	claim                 *claimLease // nil: it is no claim's
@@ -49,6 +52,10 @@ type claimLease struct {
 	holders []v1alpha1.LeaseHolder
 	sticky  time.Duration
 }
+
+// where is what many leases have: the range an address is of, and the interface it
+// is on.
+type where struct{ pool, ifName string }
 
 // book is what is known of all leases. It keeps the adviser's view.
 type book struct {
@@ -67,6 +74,8 @@ type book struct {
 	round  uint32 // of lists
 	synced bool
 	bad    int // that cannot be read
+	// changed is called under mu with leases that came, changed or went; may be nil.
+	changed func(*held)
 }
 
 func newBook(view *adviser.View) *book {
@@ -113,7 +122,12 @@ func (b *book) Put(obj *store.Object) {
 		is.claim = &claimLease{lease.Spec.Of, same(lease.Spec.Pool), lease.Spec.Holders, time.Duration(lease.Spec.StickyFor) * time.Second}
 		b.claimed()
 	}
-	if old := b.leases[is.name]; old != nil {
+	is.where, is.sandbox = unique.Make(where{lease.Spec.Pool, lease.Spec.Interface}), lease.Spec.Sandbox
+	old := b.leases[is.name]
+	if b.changed != nil && (old == nil || old.uid != is.uid || old.owner != is.owner || old.where != is.where || old.sandbox != is.sandbox) {
+		b.changed(is)
+	}
+	if old != nil {
 		if old.scope != is.scope || old.addr != is.addr {
 			b.dropLocked(old)
 		} else {
@@ -150,6 +164,9 @@ func (b *book) dropLocked(is *held) {
 	delete(b.leases, is.name)
 	if is.claim != nil {
 		b.claimed()
+	}
+	if b.changed != nil {
+		b.changed(is)
 	}
 	b.disownLocked(is)
 	b.view.Release(time.Now(), is.scope, is.addr)
@@ -247,6 +264,18 @@ func (b *book) OfWhereabouts() bool {
 		}
 	}
 	return false
+}
+
+// pick gives what f makes of each lease, but for what it says no to.
+func pick[T any](b *book, f func(*held) (T, bool)) (out []T) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, is := range b.leases {
+		if one, ok := f(is); ok {
+			out = append(out, one)
+		}
+	}
+	return out
 }
 
 // Count says how many leases there are, and how many cannot be read.

@@ -29,6 +29,7 @@ import (
 	"github.com/weftnet/weft/internal/networks"
 	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/internal/store/kube"
+	"github.com/weftnet/weft/internal/whereabouts"
 )
 
 // Names of our objects in the cluster.
@@ -56,6 +57,8 @@ type Options struct {
 	// Whereabouts is what is to be done about Whereabouts: TakeOver, HandBack, Mixed, or
 	// nothing. Its objects are in WhereaboutsNamespace.
 	Whereabouts, WhereaboutsNamespace string
+	// Mirror says that Whereabouts' objects show what weft leased.
+	Mirror bool
 	// ImportedFor is how long an address is held that Whereabouts gave to nobody knows
 	// whom.
 	ImportedFor time.Duration
@@ -83,6 +86,7 @@ type state struct {
 	pods   *pods
 	view   *adviser.View
 	ranges *pools
+	gives  atomic.Pointer[whereabouts.Giving] // who gives addresses; nil: not known yet
 	// doubted is whom the collector looks at.
 	doubted atomic.Pointer[[]doubt]
 	gone    goneNodes
@@ -171,6 +175,9 @@ func (c *controller) lead(ctx context.Context, term *elect.Period) error {
 		collect, newTeller(c, s, writer), claims, vms,
 		definer{writer, c.Log},
 		&beside{controller: c, state: s, writer: writer},
+	}
+	if c.Mirror {
+		tasks = append(tasks, newMirror(c, s, writer))
 	}
 	if c.Adviser != "" {
 		tasks = append(tasks, &desk{controller: c, state: s, writer: writer, callers: newCallers(c.api, c.Namespace, agentName)})

@@ -81,6 +81,7 @@ func (b *beside) turn(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	b.keepable.Store(now.By == "" || now.By == takeover.ByWeft)
+	b.gives.Store(&now)
 	if now != b.seen || b.since.IsZero() {
 		b.seen, b.since = now, time.Now()
 	}
@@ -112,9 +113,13 @@ func (b *beside) pass(ctx context.Context, now takeover.Giving, to takeover.Give
 	}
 	var err error
 	if to == takeover.ByWeft {
-		if err = b.fenced(ctx); err == nil {
-			err = b.take(ctx)
-		}
+		err = b.fenced(ctx)
+	}
+	if err == nil {
+		err = b.take(ctx)
+	}
+	if err == nil && to == takeover.ByWhereabouts {
+		err = b.handBack(ctx)
 	}
 	if err != nil {
 		return 0, err
@@ -137,7 +142,7 @@ func (b *beside) defend(ctx context.Context) error {
 	if b.book.OfWhereabouts() {
 		return nil
 	}
-	facts, err := b.objects(ctx)
+	facts, err := b.objects(ctx, "")
 	if unserved(err) {
 		return nil
 	}

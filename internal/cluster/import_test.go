@@ -109,7 +109,7 @@ func (l *lab) give(held *lease.Store, keys, sandbox string) (string, error) {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	box := &record.Sandbox{ID: sandbox, Pod: record.Pod{Namespace: "default", Name: sandbox, UID: "u-" + sandbox}}
+	box := &record.Sandbox{ID: sandbox, Pod: record.Pod{Namespace: "default", Name: sandbox, UID: string(l.running(sandbox))}}
 	a := &record.Attachment{Network: "default/lan", Interface: "net1"}
 	got, err := ipam.NewConcurrentAllocator(held.Of(box, a, config)).Allocate(l.t.Context(), config, ipam.AttachmentOwner(sandbox, "net1"))
 	if err != nil {
@@ -182,11 +182,75 @@ func TestTakeOver(t *testing.T) {
 	if held := l.held(); !slices.Contains(held, "10.9.0.2") || !slices.Contains(held, "10.9.0.4") || !slices.Contains(held, "10.9.0.1") {
 		t.Errorf("held: %v", held)
 	}
+	l.mirrors("10.9.0.1 default/a weft", "10.9.0.2 default/gone weft", "10.9.0.4 default/late weft", "10.9.0.5 default/late-10.9.0.5 weft", "10.9.0.6 default/late-10.9.0.6 weft")
 	l.signal(second, syscall.SIGTERM)
-	l.controller("third", 10983, "--imported-for=1s")
+	third := l.controller("third", 10983, "--imported-for=1s")
 	l.eventually("what nobody has is free in the end", func() error {
 		if held := l.held(); slices.Contains(held, "10.9.0.2") || slices.Contains(held, "10.9.0.4") {
 			return fmt.Errorf("held: %v", held)
+		}
+		return nil
+	})
+	l.mirrors("10.9.0.1 default/a weft", "10.9.0.5 default/late-10.9.0.5 weft", "10.9.0.6 default/late-10.9.0.6 weft")
+	t.Log("shown")
+
+	l.signal(third, syscall.SIGTERM)
+	fourth := l.controller("fourth", 10984, "--whereabouts=handBack")
+	l.gives(takeover.ByWhereabouts)
+	l.mirrors("10.9.0.1 default/a ", "10.9.0.5 default/late-10.9.0.5 ", "10.9.0.6 default/late-10.9.0.6 ")
+	if got, err := l.give(held, `"range":"10.9.0.0/29"`, "refused"); err == nil {
+		t.Errorf("weft gives %s", got)
+	}
+	if _, err := l.give(held, `"range":"10.9.0.0/29"`, "refused"); err == nil || !strings.Contains(err.Error(), "its plugin is not on this node") {
+		t.Errorf("the node knows it not: %v", err)
+	}
+	if l.refused(reservationsPath, reservation("10.9.0.2", "default/back")) {
+		t.Error("Whereabouts may not give addresses again")
+	}
+	t.Log("handed back")
+	l.signal(fourth, syscall.SIGTERM)
+	l.controller("fifth", 10985, "--whereabouts=takeOver")
+	l.gives(takeover.ByWeft)
+	if got, want := l.held(), []string{"10.9.0.1", "10.9.0.2", "10.9.0.5", "10.9.0.6"}; !slices.Equal(got, want) {
+		t.Errorf("held %v, want %v", got, want)
+	}
+}
+
+// mirrors waits until Whereabouts' objects show these addresses, and whose the
+// objects are.
+func (l *lab) mirrors(want ...string) {
+	l.t.Helper()
+	l.eventually(fmt.Sprintf("shown are %q", want), func() error {
+		type document struct {
+			Metadata struct {
+				Name   string            `json:"name"`
+				Labels map[string]string `json:"labels"`
+			} `json:"metadata"`
+			Spec struct {
+				PodRef      string `json:"podref"`
+				Allocations map[string]struct {
+					PodRef string `json:"podref"`
+				} `json:"allocations"`
+			} `json:"spec"`
+		}
+		var reservations, pools struct {
+			Items []document `json:"items"`
+		}
+		l.ask("GET", reservationsPath, "", &reservations)
+		l.ask("GET", poolsPath, "", &pools)
+		var got, listed []string
+		for _, is := range reservations.Items {
+			got = append(got, is.Metadata.Name+" "+is.Spec.PodRef+" "+is.Metadata.Labels["app.kubernetes.io/managed-by"])
+		}
+		for _, is := range pools.Items {
+			for offset, entry := range is.Spec.Allocations {
+				listed = append(listed, "10.9.0."+offset+" "+entry.PodRef+" "+is.Metadata.Labels["app.kubernetes.io/managed-by"])
+			}
+		}
+		slices.Sort(listed)
+		inPools := slices.DeleteFunc(slices.Clone(want), func(one string) bool { return strings.Contains(one, " default/late ") }) // of no range that is known
+		if !slices.Equal(got, want) || !slices.Equal(listed, inPools) {
+			return fmt.Errorf("reserved %q, listed %q", got, listed)
 		}
 		return nil
 	})
@@ -232,48 +296,85 @@ func (w walled) Update(ctx context.Context, obj *store.Object) (*store.Object, e
 	return w.Store.Update(ctx, obj)
 }
 
-// TestImportIsCutShort kills the controller at each of its writes in turn: what the
-// next one makes of it is what one would have made.
-func TestImportIsCutShort(t *testing.T) {
+// TestCutShort kills the controller at each of its writes in turn, on the way in and
+// on the way back: what the next one makes of it is what one would have made.
+func TestCutShort(t *testing.T) {
 	t.Parallel()
-	for after := 0; ; after++ {
-		c := newCluster(t)
-		c.node("n1")
-		c.whereabouts()
-		var mu sync.Mutex // guards writes
-		writes, died := 0, make(chan struct{})
-		stop := c.besides(walled{c.Store, func(verb string, obj *store.Object) error {
-			if obj.GetKind() == "Lease" { // of the election
-				return nil
+	for _, wish := range []string{TakeOver, HandBack} {
+		t.Run(wish, func(t *testing.T) {
+			t.Parallel()
+			least := 7
+			for after := 0; cutShort(t, wish, after); after++ {
+				least--
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			if writes++; writes == after+1 {
-				close(died)
+			if least > 0 {
+				t.Errorf("there were %d writes less than there must be", least)
 			}
-			if writes > after {
-				return errors.New("killed")
-			}
-			return nil
-		}}, TakeOver)
-		select {
-		case <-died:
-		case <-c.given(takeover.ByWeft):
-			stop()
-			if after < 6 {
-				t.Fatalf("there were %d writes only", after)
-			}
-			return
-		}
-		stop()
-		stop = c.besides(walled{c.Store, func(string, *store.Object) error { return nil }}, TakeOver)
+		})
+	}
+}
+
+// cutShort kills a controller after some writes. false: there were not as many.
+func cutShort(t *testing.T, wish string, after int) bool {
+	t.Helper()
+	c := newCluster(t)
+	c.node("n1")
+	c.whereabouts()
+	well := walled{c.Store, func(string, *store.Object) error { return nil }}
+	if wish == HandBack {
+		stop := c.besides(well, TakeOver)
 		<-c.given(takeover.ByWeft)
 		stop()
-		got, want := c.held(), []string{"10.0.0.1", "10.0.0.2", "10.0.0.3"}
-		if !slices.Equal(got, want) {
-			t.Fatalf("killed after %d writes: held %v", after, got)
+		c.remove(ipPoolKind, "kube-system", "10.0.0.0-24")
+		for _, addr := range c.held() {
+			c.remove(reservationKind, "kube-system", addr)
 		}
 	}
+	var mu sync.Mutex // guards writes
+	writes, died := 0, make(chan struct{})
+	stop := c.besides(walled{c.Store, func(verb string, obj *store.Object) error {
+		if obj.GetKind() == "Lease" { // of the election
+			return nil
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if writes++; writes == after+1 {
+			close(died)
+		}
+		if writes > after {
+			return errors.New("killed")
+		}
+		return nil
+	}}, wish)
+	defer func() { stop() }()
+	select {
+	case <-died:
+	case <-c.given(wishes[wish]):
+		return false
+	}
+	stop()
+	stop = c.besides(well, wish)
+	<-c.given(wishes[wish])
+	want := []string{"10.0.0.1", "10.0.0.2", "10.0.0.3"}
+	if got := c.held(); !slices.Equal(got, want) {
+		t.Fatalf("killed after %d writes: held %v", after, got)
+	}
+	list, _, err := c.List(t.Context(), reservationKind, store.Selector{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var reserved []string
+	for _, obj := range list {
+		reserved = append(reserved, obj.GetName())
+		if len(obj.GetLabels()) > 0 {
+			t.Errorf("killed after %d writes: %s has the labels %v", after, obj.GetName(), obj.GetLabels())
+		}
+	}
+	slices.Sort(reserved)
+	if !slices.Equal(reserved, want) {
+		t.Fatalf("killed after %d writes: reserved %v", after, reserved)
+	}
+	return true
 }
 
 // whereabouts has it hold three addresses, of two Pods that run and of none.
@@ -303,30 +404,29 @@ func (c *cluster) besides(api store.Store, wish string) (stop func()) {
 	})
 	control.settle = time.Millisecond
 	go func() { ended <- control.run(ctx, api) }()
-	return func() {
+	return sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil {
 			c.t.Errorf("controller: %v", err)
 		}
-	}
+	})
 }
 
 // given is closed when somebody gives addresses.
 func (c *cluster) given(by takeover.Giver) <-chan struct{} {
 	done := make(chan struct{})
 	go func() {
-		defer close(done)
-		for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline) && c.t.Context().Err() == nil; time.Sleep(5 * time.Millisecond) {
+		for ; c.t.Context().Err() == nil; time.Sleep(5 * time.Millisecond) {
 			obj, err := c.Get(context.Background(), configMapKind, store.Key{Namespace: "weft", Name: takeover.ConfigMap})
 			if err != nil {
 				continue
 			}
 			data, _ := obj.Object["data"].(map[string]any)
 			if takeover.ParseGiving(data).By == by {
+				close(done)
 				return
 			}
 		}
-		c.t.Errorf("addresses are not given by %s", by)
 	}()
 	return done
 }

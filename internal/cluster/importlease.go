@@ -41,18 +41,18 @@ const (
 	toldAtMost, writtenAtMost = 100, 1000
 )
 
-// objects reads what Whereabouts has written, in all namespaces.
-func (b *beside) objects(ctx context.Context) (takeover.Facts, error) {
+// objects reads what Whereabouts has written, in a namespace or in all.
+func (c *controller) objects(ctx context.Context, namespace string) (takeover.Facts, error) {
 	var facts takeover.Facts
-	pools, err := listed(ctx, b.api, ipPoolKind, whereabouts.IPPoolFromObject)
+	pools, err := listed(ctx, c.api, ipPoolKind, store.Selector{Namespace: namespace}, whereabouts.IPPoolFromObject)
 	if err != nil {
 		return facts, err
 	}
-	reservations, err := listed(ctx, b.api, reservationKind, whereabouts.ReservationFromObject)
+	reservations, err := listed(ctx, c.api, reservationKind, store.Selector{Namespace: namespace}, whereabouts.ReservationFromObject)
 	if err != nil {
 		return facts, err
 	}
-	slicePools, err := listed(ctx, b.api, slicePoolKind, whereabouts.NodeSlicePoolFromObject)
+	slicePools, err := listed(ctx, c.api, slicePoolKind, store.Selector{Namespace: namespace}, whereabouts.NodeSlicePoolFromObject)
 	if err != nil && !unserved(err) { // old versions have none
 		return facts, err
 	}
@@ -60,8 +60,10 @@ func (b *beside) objects(ctx context.Context) (takeover.Facts, error) {
 }
 
 // listed reads all objects of a kind.
-func listed[T any](ctx context.Context, api store.Store, gvk schema.GroupVersionKind, read func(map[string]any) (*T, error)) ([]*T, error) {
-	objs, _, err := api.List(ctx, gvk, store.Selector{})
+func listed[T any](
+	ctx context.Context, api store.Store, gvk schema.GroupVersionKind, sel store.Selector, read func(map[string]any) (*T, error),
+) ([]*T, error) {
+	objs, _, err := api.List(ctx, gvk, sel)
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +160,7 @@ func (b *beside) holders(ctx context.Context, facts takeover.Facts) (pods map[st
 // take makes leases of all that Whereabouts gave. It has done so when it returns
 // without an error.
 func (b *beside) take(ctx context.Context) error {
-	facts, err := b.objects(ctx)
+	facts, err := b.objects(ctx, "")
 	if err != nil {
 		return fmt.Errorf("read what Whereabouts gave: %w", err)
 	}
