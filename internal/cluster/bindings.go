@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"time"
+	"unique"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -78,7 +79,11 @@ func (b *book) tell(node string, list []v1alpha1.Binding) {
 		if is != nil && is.owner.Kind == v1alpha1.OwnerNode {
 			b.disownLocked(is)
 			is.owner.LeaseOwner, is.reserved = binding.Owner, false
+			is.where, is.sandbox = unique.Make(where{is.where.Value().pool, binding.Interface}), binding.Sandbox
 			b.owners[is.owner] = append(b.owners[is.owner], is)
+			if b.changed != nil {
+				b.changed(is)
+			}
 		}
 	}
 	if list != nil {

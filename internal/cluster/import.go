@@ -26,8 +26,10 @@ const (
 var wishes = map[string]takeover.Giver{TakeOver: takeover.ByWeft, HandBack: takeover.ByWhereabouts}
 
 // settleFor is how long nothing may be written by who gave addresses so far, before
-// what it gave is read: API servers learn of the ConfigMap one after another.
-const settleFor = 10 * time.Second
+// what it gave is read: API servers learn of the ConfigMap one after another, and
+// nodes hand out what they keep ahead until nobody told them to for ten seconds
+// (lease.keepFresh).
+const settleFor = 15 * time.Second
 
 // beside sees to it that Whereabouts and weft give no address twice, see
 // takeover.Giver. What it does at each step it does again if it was cut short: what

@@ -124,7 +124,7 @@ func (b *beside) ready(ctx context.Context) error {
 	if len(callers) > 0 {
 		return &hint.Error{
 			Field: "networks", Value: strings.Join(callers, ", "), Problem: "are attached by plugins that ask Whereabouts by themselves, so it cannot be taken over",
-			Remedy: "let both give addresses (mixed) as long as there are such networks",
+			Remedy: "leave addresses to Whereabouts as long as there are such networks",
 		}
 	}
 	return nil

@@ -332,12 +332,17 @@ func (b *beside) handBack(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read leases: %w", err)
 	}
+	bound, err := b.bindings(ctx)
+	if err != nil {
+		return fmt.Errorf("read addresses of nodes: %w", err)
+	}
 	var leases []takeover.Lease
 	for _, obj := range objs {
 		is, err := v1alpha1.LeaseFromObject(obj)
 		if err != nil {
 			return err
 		}
+		is.Bind(bound[is.UID])
 		pool, _ := netip.ParsePrefix(is.Spec.Pool) // none is known
 		leases = append(leases, takeover.Lease{
 			Scope: ipam.Scope(is.Spec.Scope), Addr: is.Spec.IP, Pool: pool, IfName: is.Spec.Interface, ContainerID: is.Spec.Sandbox, PodRef: podRef(is.Spec.Owner),
@@ -368,6 +373,25 @@ func (b *beside) handBack(ctx context.Context) error {
 	}
 	b.Log.Info("Whereabouts holds what was leased", "count", len(leases), "disagreements", len(lost))
 	return b.report(ctx, lost)
+}
+
+// bindings reads which Pods have what nodes took ahead of them, by the leases' UIDs.
+func (b *beside) bindings(ctx context.Context) (map[types.UID]v1alpha1.Binding, error) {
+	objs, _, err := b.api.List(ctx, v1alpha1.NodeAddressesKind, store.Selector{})
+	if err != nil && !unserved(err) {
+		return nil, err
+	}
+	all := map[types.UID]v1alpha1.Binding{}
+	for _, obj := range objs {
+		told, err := v1alpha1.NodeAddressesFromObject(obj)
+		if err != nil {
+			return nil, err
+		}
+		for _, binding := range told.Spec.Bindings {
+			all[binding.UID] = binding
+		}
+	}
+	return all, nil
 }
 
 // named are objects to be read.

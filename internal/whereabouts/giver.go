@@ -15,10 +15,11 @@ const (
 
 // Giver is who gives addresses.
 //
-//	            takeOver                    mixed
-//	Whereabouts ────────▶ Nobody ─▶ Weft    Whereabouts ─▶ Both ─▶ Nobody ─▶ Weft
-//	     ▲                  ▲         │                      │
-//	     └───── Nobody ◀────┴─────────┘◀───── handBack ──────┘
+//	            takeOver
+//	Whereabouts ────────▶ Nobody ─▶ Weft
+//	     ▲                                │
+//	     └────────── Nobody ◀─────────────┘
+//	                          handBack
 type Giver string
 
 // Givers.
@@ -27,8 +28,6 @@ const (
 	ByWhereabouts Giver = "whereabouts"
 	// ByNobody: leases are being made of Whereabouts' objects, or the other way.
 	ByNobody Giver = "nobody"
-	// ByBoth: weft reserves each address with Whereabouts before it leases it.
-	ByBoth Giver = "both"
 	// ByWeft: all that Whereabouts gave is leased; its plugin is refused new ones.
 	ByWeft Giver = "weft"
 )
