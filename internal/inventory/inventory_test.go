@@ -134,6 +134,7 @@ func TestWhy(t *testing.T) {
 		{"nobody's", "10.0.0.8", v1alpha1.AddressLeaseSpec{Node: "n1", Sandbox: "s", Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerPod}}, nil, garbage.WithNode, "nothing tells whose it is, and its node n1 is there", "weft-node"},
 		{"a stranger's", "10.0.0.9", v1alpha1.AddressLeaseSpec{Node: "n1", Since: now, Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerQuarantine, Name: "02:00:00:00:00:99"}}, nil, garbage.WithNode, "02:00:00:00:00:99 was found to use it at " + now.Format(time.TimeOnly), "10m0s after it was found"},
 		{"a node's", "10.0.0.11", v1alpha1.AddressLeaseSpec{Node: "n1", Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerNode, Name: "n1"}}, nil, garbage.WithNode, "node n1 took it ahead of its Pods", "for two minutes"},
+		{"Whereabouts'", "10.0.0.12", v1alpha1.AddressLeaseSpec{Node: "n1", Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerWhereabouts, Namespace: "a", Name: "old"}}, nil, garbage.OwnerLives, "Whereabouts gave it to a/old", "a day after the import"},
 		{"another kind", "10.0.0.10", v1alpha1.AddressLeaseSpec{Node: "n1", Owner: v1alpha1.LeaseOwner{Kind: "Something", Name: "x"}}, nil, garbage.OwnerLives, "Something x is there", "delete Something x"},
 	} {
 		is := w.lease(tt.addr, tt.spec)

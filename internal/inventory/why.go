@@ -60,6 +60,12 @@ func keeping(is Holding, reason garbage.Reason, facts garbage.Facts, node NodeFa
 		k.Why, k.Remedy = name+" is there", "delete "+name+", and the Pods that have the address"
 		return k
 	}
+	if is.Owner.Kind == v1alpha1.OwnerWhereabouts {
+		of := strings.Trim(is.Owner.Namespace+"/"+is.Owner.Name, "/")
+		k.Why = "Whereabouts gave it to " + of + ", and which Pod that is was not found, or its objects disagree"
+		k.Remedy = "wait: weft-controller gives it back a day after the import (--imported-for) if there is no Pod of that name; or weft ip free --force, if nobody uses it"
+		return k
+	}
 	switch reason {
 	case garbage.OwnerLives:
 		k.Why, k.Remedy = name+" is there", "delete "+name
