@@ -157,8 +157,20 @@ func (k *claims) Run(ctx context.Context) error {
 			k.expire(ctx)
 			k.loosen(ctx)
 		case <-k.wake:
+			gather(ctx)
 		}
 		k.pass(ctx)
+	}
+}
+
+// gatherFor is for how long changes are gathered before they are looked at: they come
+// by the hundred when machines start.
+const gatherFor = 50 * time.Millisecond
+
+func gather(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(gatherFor):
 	}
 }
 

@@ -202,6 +202,7 @@ func (m *machines) Run(ctx context.Context) error {
 			return nil
 		case <-look.C: // networks and claims change, too
 		case <-m.wake:
+			gather(ctx)
 		}
 		m.pass(ctx)
 	}

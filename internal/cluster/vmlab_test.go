@@ -174,14 +174,15 @@ func (l *lab) agentsMay(claim, uid, source, target string) {
 		return obj.Metadata.ResourceVersion
 	}
 	const no = "AddressLeases of that node only"
+	status := func(ips string) string {
+		return fmt.Sprintf(`{"status":{"ips":[%s],"conditions":[{"type":"IPsAllocated","status":"False","reason":"SubnetExhausted","message":"x","lastTransitionTime":"2026-11-22T00:00:00Z"}]}}`, ips)
+	}
+	do("why a claim gets no address", "n1", "PATCH", claimsPath+"/"+claim+"/status", status(""), "")
 	do("a lease for another node's Pod", "n2", "POST", leasesPath, leaseOf("10.8.0.5", claim, uid, "", source), no)
 	do("a lease", "n1", "POST", leasesPath, leaseOf("10.8.0.5", claim, uid, "", source), "")
 	do("take another node's Pod off", "n2", "PUT", leasesPath+"/10.8.0.5", leaseOf("10.8.0.5", claim, uid, revision(), target), no)
 	do("give it to another claim", "n1", "PUT", leasesPath+"/10.8.0.5", leaseOf("10.8.0.5", claim, "other", revision(), source), no)
 	do("a second holder", "n2", "PUT", leasesPath+"/10.8.0.5", leaseOf("10.8.0.5", claim, uid, revision(), source, target), "")
 	do("give back the lease of a claim", "n1", "DELETE", leasesPath+"/10.8.0.5", "", no)
-	status := func(ips string) string {
-		return fmt.Sprintf(`{"status":{"ips":[%s],"conditions":[{"type":"IPsAllocated","status":"False","reason":"SubnetExhausted","message":"x","lastTransitionTime":"2026-11-22T00:00:00Z"}]}}`, ips)
-	}
 	do("the addresses of a claim of the cluster", "n1", "PATCH", claimsPath+"/"+claim+"/status", status(`"10.8.0.9/24"`), "IPAMClaims of its own node")
 }

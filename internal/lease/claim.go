@@ -142,7 +142,14 @@ func (t *taker) takeClaimed(ctx context.Context, lease ipam.Lease) error {
 	if err := t.memory.Hold(lease); err != nil {
 		return err
 	}
-	err := t.create(ctx, lease, t.poolOf(lease), true)
+	obj, err := t.join(ctx, lease) // it is mostly there
+	_, refused := errors.AsType[*hint.Error](err)
+	switch {
+	case err == nil:
+		t.note(lease, obj, false)
+	case !refused && !errors.Is(err, ipam.ErrTaken):
+		err = t.create(ctx, lease, t.poolOf(lease), true)
+	}
 	if err == nil {
 		t.stay(lease)
 	}

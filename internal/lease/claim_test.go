@@ -126,7 +126,11 @@ func TestClaimOutlivesAll(t *testing.T) {
 	n.start()
 	n.sweeps()
 	other := newNode(t, api, "n2") // the claim is of no node
+	api.set(nil)
 	again, err := other.claimed("b", "b-1", "")
+	if creates, reads, writes := api.count("create"), api.count("get")+api.count("list"), api.count("update"); creates != 0 || reads != 2 || writes != 1 {
+		t.Errorf("%d creates, %d reads, %d writes", creates, reads, writes)
+	}
 	if err != nil || again[0] != first[0] {
 		t.Errorf("got %v (%v), want %v", again, err, first)
 	}
