@@ -122,7 +122,7 @@ func (w *world) machines() {
 	holders("again")
 	w.kubectl("delete", "pod", "again")
 	w.eventually("nothing is left of the VM", func() error {
-		left := strings.Fields(w.kubectl("get", "ipamclaims", "-o", "name") + w.kubectl("get", "addrlease", "-l", "weft.network/pool=10.89.0.0-16", "-o", "name"))
+		left := strings.Fields(w.kubectl("get", "ipamclaims", "-l", "weft.network/vm=web", "-o", "name") + w.kubectl("get", "addrlease", "-l", "weft.network/pool=10.89.0.0-16", "-o", "name"))
 		if len(left) > 0 {
 			return fmt.Errorf("left are %v", left)
 		}
