@@ -87,9 +87,9 @@ spec:
   config: '{"cniVersion":"1.0.0","type":"bridge","bridge":"quick0","ipam":{"type":"whereabouts","range":"10.83.0.0/24","network_name":"quick"}}'
 `
 
-// keptAhead has a node take addresses ahead of its Pods: the next one gets one of them,
-// and the cluster is told.
-func (w *world) keptAhead() {
+// keptAhead has a node take addresses ahead of its Pods: the next one gets one of them.
+// It gives what is to be done later, when the cluster was told.
+func (w *world) keptAhead() (later func()) {
 	w.t.Helper()
 	many := strings.TrimSuffix(strings.Repeat("quick,", 20), ",")
 	w.apply(aheadConf + deployment("quick1", "n1", many))
@@ -107,11 +107,16 @@ func (w *world) keptAhead() {
 	pod := w.pod("quick2")
 	ips := w.status(pod)["net1"].IPs
 	if len(ips) != 1 || !slices.Contains(ahead, ips[0]) {
-		w.t.Errorf("the Pod has %v, ahead were %v", ips, ahead)
+		w.t.Fatalf("the Pod has %v, ahead were %v", ips, ahead)
 	}
+	return func() { w.keptTold(pod, ips[0]) }
+}
+
+func (w *world) keptTold(pod, ip string) {
+	w.t.Helper()
 	w.eventually("the cluster is told whose it is", func() error {
 		out := w.kubectl("get", "nodeaddr", "n1", "-o", `jsonpath={range .spec.bindings[*]}{.lease} {.owner.name}{"\n"}{end}`)
-		if !strings.Contains(out, fmt.Sprintf("quick-%s %s\n", ips[0], strings.TrimPrefix(pod, "pod/"))) {
+		if !strings.Contains(out, fmt.Sprintf("quick-%s %s\n", ip, strings.TrimPrefix(pod, "pod/"))) {
 			return fmt.Errorf("told is %q", out)
 		}
 		return nil
@@ -121,7 +126,7 @@ func (w *world) keptAhead() {
 		if out := w.kubectl("get", "addrlease", "-l", "weft.network/pool=10.83.0.0-24", "-o", `jsonpath={.items[?(@.spec.owner.kind=="Pod")].spec.ip}`); out != "" {
 			return fmt.Errorf("left are %s", out)
 		}
-		if out := w.kubectl("get", "addrlease", "quick-"+ips[0], "--ignore-not-found", "-o", "name"); out != "" {
+		if out := w.kubectl("get", "addrlease", "quick-"+ip, "--ignore-not-found", "-o", "name"); out != "" {
 			return fmt.Errorf("%s is left", out)
 		}
 		return nil
