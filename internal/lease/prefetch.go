@@ -65,6 +65,12 @@ func (st *stock) demandAt(now time.Time) float64 {
 	return st.demand * max(0, 1-float64(now.Sub(st.last))/float64(demandFor))
 }
 
+// stale says whether the adviser was not heard for long, by both clocks: that which
+// does not jump stands still while a machine sleeps.
+func (st *stock) stale(now time.Time) bool {
+	return now.Sub(st.fresh) > keepFresh || now.Round(0).Sub(st.fresh.Round(0)) > keepFresh
+}
+
 func (s *Store) nodeOwner() ipam.Owner { return ipam.NodeOwner(s.Node) }
 
 // wakeKeeper has keepAhead look.
@@ -92,7 +98,7 @@ func (s *Store) fromStock(scope ipam.Scope, r ipam.Range, owner ipam.Owner) (net
 	st := s.stockLocked(scope, r)
 	st.demand, st.last = st.demandAt(now)+1, now
 	s.wakeKeeper()
-	if now.Sub(st.fresh) > keepFresh {
+	if st.stale(now) {
 		return netip.Addr{}, false
 	}
 	for len(st.ready) > 0 {
@@ -215,7 +221,7 @@ func (s *Store) restock(ctx context.Context, st *stock) {
 			return true
 		})
 	}
-	stale, idle := asked.Sub(st.fresh) > keepFresh, asked.Sub(st.last) > idleFor
+	stale, idle := st.stale(asked), asked.Sub(st.last) > idleFor
 	for len(st.ready) > 0 && (stale || idle || st.most == 0 || len(st.ready) > st.most+1) {
 		last := len(st.ready) - 1
 		s.returnReadyLocked(st.scope, st.ready[last])
