@@ -153,7 +153,11 @@ func TestKeep(t *testing.T) {
 		t.Errorf("of ranges that overlap: %+v", got)
 	}
 	keep("n2", 0, 3)
-	keep("n4", 0, 1)
+	keep("n4", 0, 3) // it keeps none, but they are held still
+	v.Release(now, "a", addrs("10.0.0.2")[0])
+	keep("n2", 0, 2)
+	now = now.Add(leavingFor)
+	keep("n2", 0, 1)
 	now = now.Add(told + time.Second) // n1 says nothing
 	keep("n2", 0, 0)
 	now = now.Add(counting)

@@ -2,6 +2,7 @@ package adviser
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,6 +16,9 @@ const (
 	// told is for how long what a node said of its addresses is believed, and counting
 	// for how long it is one of those that share a range.
 	told, counting = 10 * time.Second, 2 * time.Minute
+	// leavingFor is for how long an address that a node keeps no more may be on its way
+	// back; else a Pod has it. What was given back is heard of a little later.
+	leavingFor = 2 * time.Second
 )
 
 // Ahead is what a node is told of addresses that it keeps ahead of its Pods.
@@ -35,6 +39,23 @@ type aheads map[string]map[string]ahead
 type ahead struct {
 	at    time.Time
 	keeps []netip.Addr
+	left  []expiry // what it kept before
+}
+
+// after gives what is known of a node that says what it keeps now.
+func (a ahead) after(now time.Time, keeps []netip.Addr) ahead {
+	next := ahead{at: now, keeps: keeps}
+	for _, is := range a.left {
+		if is.until.After(now) && !slices.Contains(keeps, is.addr) {
+			next.left = append(next.left, is)
+		}
+	}
+	for _, addr := range a.keeps {
+		if !slices.Contains(keeps, addr) {
+			next.left = append(next.left, expiry{addr, now.Add(leavingFor)})
+		}
+	}
+	return next
 }
 
 // Keep takes note of what a node keeps ahead of spans, and says how many it may.
@@ -44,7 +65,7 @@ func (v *View) Keep(now time.Time, node, scope string, spans []ipam.Span, keeps 
 	defer v.mu.Unlock()
 	s := v.scopeLocked(scope, now)
 	nodes := s.ahead.of(spans, now)
-	nodes[node] = ahead{now, keeps}
+	nodes[node] = nodes[node].after(now, keeps)
 	free := max(0, usage.Size-float64(usage.Held)-float64(usage.Conflicts))
 	if out.Most = int(min(mostAhead, free/float64(shareAhead*len(nodes)))); out.Most > 0 {
 		return out
@@ -56,6 +77,11 @@ func (v *View) Keep(now time.Time, node, scope string, spans []ipam.Span, keeps 
 			}
 			for _, addr := range is.keeps {
 				if within(spans, addr) {
+					out.Kept++
+				}
+			}
+			for _, left := range is.left {
+				if _, waits := s.waits[left.addr]; left.until.After(now) && !waits && s.busy.contains(left.addr) && within(spans, left.addr) {
 					out.Kept++
 				}
 			}

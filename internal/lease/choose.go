@@ -58,7 +58,8 @@ func (t *taker) TakeFrom(ctx context.Context, scope ipam.Scope, r ipam.Range, ow
 	if addr, err := t.advised(ctx, scope, r, owner); err != nil || addr.IsValid() {
 		return addr, err
 	}
-	began, conflicts := time.Now(), 0
+	first, conflicts := time.Now(), 0
+	began := first
 	for {
 		lease, err := t.reserve(scope, r, owner)
 		if errors.Is(err, errNoneKnown) {
@@ -69,10 +70,15 @@ func (t *taker) TakeFrom(ctx context.Context, scope ipam.Scope, r ipam.Range, ow
 			if again {
 				continue
 			}
-			if addr, err := t.awaitKept(ctx, scope, r, owner, began); err != nil || addr.IsValid() {
+			addr, waited, err := t.awaitKept(ctx, scope, r, owner, first)
+			if err != nil || addr.IsValid() {
 				return addr, err
 			}
-			return netip.Addr{}, t.exhausted(scope, r)
+			if !waited {
+				return netip.Addr{}, t.exhausted(scope, r)
+			}
+			began = time.Now() // what was read is old
+			continue
 		}
 		if err != nil {
 			return netip.Addr{}, err

@@ -336,10 +336,12 @@ func (s *Store) returnOwnLocked(scope ipam.Scope, r ipam.Range) {
 }
 
 // awaitKept holds an address of a range that seems to be full as soon as a node gives
-// back one that it keeps ahead. The zero address: none does.
-func (t *taker) awaitKept(ctx context.Context, scope ipam.Scope, r ipam.Range, owner ipam.Owner, began time.Time) (netip.Addr, error) {
+// back one that it keeps ahead. The zero address: none does; waited: not any more.
+func (t *taker) awaitKept(
+	ctx context.Context, scope ipam.Scope, r ipam.Range, owner ipam.Owner, began time.Time,
+) (addr netip.Addr, waited bool, err error) {
 	if t.Keeper == nil {
-		return netip.Addr{}, nil
+		return netip.Addr{}, false, nil
 	}
 	spans := r.Usable()
 	for {
@@ -348,18 +350,22 @@ func (t *taker) awaitKept(ctx context.Context, scope ipam.Scope, r ipam.Range, o
 		t.mu.Unlock()
 		ahead, ok := t.Keeper.Keep(ctx, string(scope), spans, keeps)
 		if !ok {
-			return netip.Addr{}, nil
+			return netip.Addr{}, false, nil
 		}
 		if addr, err := t.advised(ctx, scope, r, owner); err != nil || addr.IsValid() {
-			return addr, err
+			return addr, false, err
 		}
-		if ahead.Kept == 0 || time.Since(began) > takePatience {
-			return netip.Addr{}, nil
+		if time.Since(began) > takePatience {
+			return netip.Addr{}, false, nil
 		}
+		if ahead.Kept == 0 {
+			return netip.Addr{}, waited, nil
+		}
+		waited = true
 		select {
 		case <-time.After(keptPause):
 		case <-ctx.Done():
-			return netip.Addr{}, unanswered(ctx.Err())
+			return netip.Addr{}, false, unanswered(ctx.Err())
 		}
 	}
 }
