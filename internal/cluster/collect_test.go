@@ -38,7 +38,8 @@ const grace = 400 * time.Millisecond
 type cluster struct {
 	*local.Store
 	t     *testing.T
-	pause sync.Map // nodes whose kubelet is silent
+	beat  time.Duration // between the beats of a kubelet
+	pause sync.Map      // nodes whose kubelet is silent
 }
 
 func newCluster(t *testing.T) *cluster {
@@ -47,7 +48,7 @@ func newCluster(t *testing.T) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cluster{Store: s, t: t}
+	c := &cluster{Store: s, t: t, beat: 20 * time.Millisecond}
 	t.Cleanup(func() { _ = s.Close() })
 	return c
 }
@@ -94,7 +95,7 @@ func (c *cluster) node(name string) {
 					c.t.Errorf("beat: %v", err)
 				}
 			}
-			time.Sleep(20 * time.Millisecond) // a heart's beat
+			time.Sleep(c.beat)
 		}
 	}()
 	c.t.Cleanup(func() {

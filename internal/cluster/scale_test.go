@@ -145,7 +145,7 @@ func (l *lab) servers() string {
 		}
 		for _, id := range strings.Fields(string(ids)) { // others have the same words
 			text, err := os.ReadFile("/proc/" + id + "/status")
-			found := regexp.MustCompile(`(?s)^Name:\s*`+program+`\n.*VmRSS:\s*(\d+) kB`).FindSubmatch(text)
+			found := regexp.MustCompile(`(?s)^Name:\s*` + program + `\n.*VmRSS:\s*(\d+) kB`).FindSubmatch(text)
 			if err == nil && found != nil {
 				size, _ := strconv.ParseFloat(string(found[1]), 64)
 				out = append(out, fmt.Sprintf("%s %.0f MB", program, size/1024))
