@@ -1,9 +1,9 @@
 package cluster
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -93,23 +93,20 @@ func (l *lab) known(c *copyOf, port, leases int) time.Duration {
 	want := regexp.MustCompile(fmt.Sprintf(`(?m)^weft_leases\{readable="true"\} %s$`, regexp.QuoteMeta(strconv.FormatFloat(float64(leases), 'g', -1, 64))))
 	client := &http.Client{Transport: &http.Transport{DialContext: l.Dial}}
 	defer client.CloseIdleConnections()
-	l.eventually(fmt.Sprintf("%s knows %d leases", c.name, leases), func() error {
-		request, err := http.NewRequestWithContext(l.t.Context(), http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d/metrics", port), nil)
-		if err != nil {
-			return err
+	for deadline := began.Add(10 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		answer, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", port))
+		var text []byte
+		if err == nil {
+			text, err = io.ReadAll(answer.Body)
+			err = errors.Join(err, answer.Body.Close())
 		}
-		answer, err := client.Do(request)
-		if err != nil {
-			return err
+		if err == nil && want.Match(text) {
+			break
 		}
-		defer answer.Body.Close()
-		text, err := io.ReadAll(answer.Body)
-		if err == nil && !want.Match(text) {
-			lines := regexp.MustCompile(`(?m)^weft_leases.*$`).FindAll(text, -1)
-			err = fmt.Errorf("it says %q", bytes.Join(lines, []byte(", ")))
+		if time.Now().After(deadline) {
+			l.t.Fatalf("%s does not know %d leases: %v, %s", c.name, leases, err, regexp.MustCompile(`(?m)^weft_leases.*$`).Find(text))
 		}
-		return err
-	})
+	}
 	return time.Since(began)
 }
 
