@@ -77,6 +77,8 @@ type controller struct {
 	// disagreements counts what did not fit together in what Whereabouts gave.
 	disagreements atomic.Int64
 	settle        time.Duration // see settleFor
+	// beat is the last that this process left in the cluster's epoch.
+	beat string
 }
 
 // state is what is known while leading.
@@ -179,6 +181,8 @@ func (c *controller) lead(ctx context.Context, term *elect.Period) error {
 	if c.Mirror {
 		tasks = append(tasks, newMirror(c, s, writer))
 	}
+	epoch := newEpochs(c, s, writer)
+	tasks = append(tasks, epoch, feed{api: c.api, gvk: v1alpha1.AddressEpochKind, every: c.Compare, to: epoch, log: c.Log})
 	if c.Adviser != "" {
 		tasks = append(tasks, &desk{controller: c, state: s, writer: writer, callers: newCallers(c.api, c.Namespace, agentName)})
 	}

@@ -49,6 +49,9 @@ var errNoneKnown = errors.New("no address is known to be free")
 
 // TakeFrom holds an address of a range for the attachment, in the cluster.
 func (t *taker) TakeFrom(ctx context.Context, scope ipam.Scope, r ipam.Range, owner ipam.Owner) (netip.Addr, error) {
+	if err := t.Epochs.closedNow(); err != nil {
+		return netip.Addr{}, err
+	}
 	if _, err := t.permitted(ctx, scope); err != nil {
 		return netip.Addr{}, err
 	}

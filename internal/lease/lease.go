@@ -66,7 +66,9 @@ type Options struct {
 	// the records that tell who has those; nil: none are.
 	Keeper  Keeper
 	Journal func() (string, error)
-	Log     *slog.Logger
+	// Epochs says whether the cluster may be believed that an address is free; nil: always.
+	Epochs *Epochs
+	Log    *slog.Logger
 }
 
 // Store is what one node holds.
@@ -290,12 +292,17 @@ type taker struct {
 	stickyFor                int    // seconds
 	// pools are the subnets addresses are taken from.
 	pools []netip.Prefix
+	// asserts: what it takes is in use already.
+	asserts bool
 }
 
 var _ ipam.Store = (*taker)(nil)
 
 // Take holds an address for the attachment, in the cluster.
 func (t *taker) Take(ctx context.Context, lease ipam.Lease) error {
+	if err := t.Epochs.closedNow(); err != nil {
+		return err
+	}
 	if nodeless(lease.Owner) {
 		return t.takeClaimed(ctx, lease)
 	}
@@ -405,12 +412,29 @@ func (t *taker) spec(lease ipam.Lease, pool string) v1alpha1.AddressLeaseSpec {
 func (t *taker) create(ctx context.Context, lease ipam.Lease, pool string, named bool) error {
 	ctx, cancel := context.WithTimeout(ctx, takePatience)
 	defer cancel()
+	if t.asserts {
+		_, err := t.createObject(ctx, lease, pool, named)
+		return err
+	}
+	pass, err := t.Epochs.enter(ctx)
+	if err != nil {
+		return err
+	}
+	late, err := t.createObject(ctx, lease, pool, named)
+	if err != nil {
+		return err
+	}
+	return t.Epochs.leave(ctx, pass, late)
+}
+
+// createObject is create in whatever epoch. late: an answer was lost.
+func (t *taker) createObject(ctx context.Context, lease ipam.Lease, pool string, named bool) (late bool, err error) {
 	document := Document(t.spec(lease, pool)).Object()
 	lost := false
 	for pause := 20 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		made, err := t.ask(ctx, func(ctx context.Context) (*store.Object, error) { return t.API.Create(ctx, document) })
 		if errors.Is(err, store.ErrExists) && !lost && !named {
-			return &ipam.TakenError{Addr: lease.Addr}
+			return lost, &ipam.TakenError{Addr: lease.Addr}
 		}
 		if errors.Is(err, store.ErrExists) {
 			made, err = t.mine(ctx, lease)
@@ -421,18 +445,18 @@ func (t *taker) create(ctx context.Context, lease ipam.Lease, pool string, named
 		switch _, refused := errors.AsType[*hint.Error](err); {
 		case err == nil:
 			t.note(lease, made, lost)
-			return nil
+			return lost, nil
 		case errors.Is(err, ipam.ErrTaken):
-			return err
+			return lost, err
 		case refused && !lost:
 			t.forgetGiving() // it may be another by now
-			return err
+			return lost, err
 		}
 		lost = true
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return unanswered(err)
+			return lost, unanswered(err)
 		}
 	}
 }

@@ -90,7 +90,7 @@ func (s *Store) putInQuarantine(ctx context.Context, lease ipam.Lease, mac strin
 		return nil, err
 	}
 	is.Spec.Owner = v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerQuarantine, Name: mac}
-	is.Spec.Sandbox, is.Spec.Interface, is.Spec.Since = "", "", time.Now()
+	is.Spec.Sandbox, is.Spec.Interface, is.Spec.Journal, is.Spec.Since = "", "", "", time.Now()
 	is.Labels = labels(is.Spec)
 	want := is.Object()
 	want.SetUID(obj.GetUID())
@@ -136,13 +136,20 @@ func (s *Store) quarantined(lease ipam.Lease) bool {
 }
 
 // conflict tells of an address that an attachment here has, and another in the cluster:
-// its lease was lost, and is somebody else's by now.
+// its lease was lost, and is somebody else's by now. It is tried at every sweep to take
+// it, should that one end, and told now and then.
 func (s *Store) conflict(ctx context.Context, lease ipam.Lease, users Users, cause error) {
 	s.mu.Lock()
+	again := false
 	if h := s.leases[keyOf(lease)]; h != nil {
-		h.told = time.Now()
+		if again = !h.told.IsZero() && time.Since(h.told) < listEvery; !again {
+			h.told = time.Now()
+		}
 	}
 	s.mu.Unlock()
+	if again {
+		return
+	}
 	box, a := users.UserOf(lease)
 	if a == nil {
 		return // it ended just now

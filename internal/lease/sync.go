@@ -168,7 +168,7 @@ func (s *Store) Sweep(ctx context.Context, users Users) {
 		switch unused := users.IfUnused(lease, func() {}); {
 		case !unused:
 			s.again(lease)
-			answers = answers && s.assert(ctx, lease, users)
+			answers = answers && s.Epochs.closedNow() == nil && s.assert(ctx, lease, users)
 		case s.wanted(ctx, lease, users):
 			s.again(lease)
 		default:
@@ -212,7 +212,7 @@ func (s *Store) unused(lease ipam.Lease) {
 func (s *Store) assert(ctx context.Context, lease ipam.Lease, users Users) bool {
 	s.mu.Lock()
 	h := s.leases[keyOf(lease)]
-	lost := s.synced && h != nil && h.release == nil && h.uid == "" && (h.told.IsZero() || time.Since(h.told) > listEvery)
+	lost := s.synced && h != nil && h.release == nil && h.uid == ""
 	s.mu.Unlock()
 	if !lost {
 		return true
@@ -227,7 +227,9 @@ func (s *Store) assert(ctx context.Context, lease ipam.Lease, users Users) bool 
 			pool = addr.Prefix.Masked().String()
 		}
 	}
-	err := s.taker(box, a).create(ctx, lease, pool, true)
+	taker := s.taker(box, a)
+	taker.asserts = true
+	err := taker.create(ctx, lease, pool, true)
 	if errors.Is(err, ipam.ErrTaken) {
 		s.conflict(ctx, lease, users, err)
 		return true
@@ -259,6 +261,10 @@ func (s *Store) Run(ctx context.Context, users Users) error {
 	defer group.Wait()
 	group.Go(func() { s.keepAhead(ctx, users) })
 	group.Go(func() { s.publish(ctx, users) })
+	if s.Epochs != nil {
+		group.Go(func() { s.Epochs.Follow(ctx) })
+		group.Go(func() { s.Settle(ctx, users) })
+	}
 	sweep := time.NewTicker(sweepEvery)
 	defer sweep.Stop()
 	retry := time.NewTicker(retryPause)

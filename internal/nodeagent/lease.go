@@ -41,6 +41,7 @@ func newLeases(a *agent, opt Options, records *record.Store) (*leases, error) {
 	if opt.Namespace != "" {
 		options.Giving = store.Key{Namespace: opt.Namespace, Name: whereabouts.ConfigMap}
 	}
+	options.Epochs = lease.NewEpochs(a.api, opt.Node, options.Dir, opt.Log)
 	var asks task = alone{}
 	if opt.AdviserToken != "" {
 		client := advice.New(advice.Options{

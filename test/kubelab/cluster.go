@@ -353,6 +353,37 @@ func (c *Cluster) Kill(program string) error {
 	})
 }
 
+// Hold ends a program of the control plane as a crash would, and keeps it from being
+// started again until Release.
+func (c *Cluster) Hold(program string) error {
+	file := filepath.Join(c.Dir, program)
+	pid, err := os.ReadFile(file + ".pid")
+	if err != nil {
+		return fmt.Errorf("no such program here: %w", err)
+	}
+	if err := os.WriteFile(file+".hold", nil, 0o600); err != nil {
+		return err
+	}
+	signal := func(flag string) error {
+		_, err := output(c.Command(context.Background(), "kill", flag, strings.TrimSpace(string(pid))))
+		return err
+	}
+	if err := signal("-9"); err != nil {
+		return err
+	}
+	return poll("end of "+program, func() error {
+		if signal("-0") == nil {
+			return errors.New("it runs")
+		}
+		return nil
+	})
+}
+
+// Release has a program started again that was held.
+func (c *Cluster) Release(program string) error {
+	return os.Remove(filepath.Join(c.Dir, program+".hold"))
+}
+
 // kill ends the process whose id stands in file, where run gets at it, and
 // waits for its successor.
 func kill(file string, run func(args ...string) error) error {
