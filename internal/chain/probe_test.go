@@ -163,7 +163,7 @@ func TestWhoIsAsked(t *testing.T) {
 		"static that wants it":     {one(macvlan, static+ask), `"192.0.2.9": is in use by`},
 		"static":                   {one(macvlan, static), ""},
 		"alone, and wants it":      {one(own, taken+ask), ""},
-		"the cluster's on the LAN": {one(macvlan, taken), "all 1 addresses"},
+		"the cluster's on the LAN": {one(macvlan, taken), "1 by strangers"},
 	} {
 		id := strings.NewReplacer(" ", "-", ",", "", "'", "").Replace(name)
 		w.unquarantine()
