@@ -50,7 +50,7 @@ kube() {
 		return 1
 	fi
 	WEFT_KUBE=1 go test -count=1 -p 1 -timeout 30m ./test/kubelab "${packages[@]}"
-	(cd bench && WEFT_KUBE=1 go test -count=1 -timeout 10m -run 'TestNodes|TestTakeover' .) # with Multus and Whereabouts, built the first time
+	(cd bench && WEFT_KUBE=1 go test -count=1 -timeout 10m -run 'TestNodes|TestTakeover|TestMigration' .) # with Multus and Whereabouts, built the first time
 }
 
 # What a newcomer runs first must work.
