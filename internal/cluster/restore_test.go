@@ -241,7 +241,7 @@ func (n *station) mustAdd(config ipam.Config, count int) {
 // fill adds Pods until there are no more addresses. It goes on while the API server is
 // away, and while it must not take any.
 func (n *station) fill(config ipam.Config) error {
-	for deadline := time.Now().Add(40 * time.Second); ; {
+	for deadline := time.Now().Add(2 * time.Minute); ; {
 		err := n.add(config)
 		switch {
 		case errors.Is(err, ipam.ErrExhausted):
@@ -432,10 +432,6 @@ func (l *lab) forced(nodes []*station, config ipam.Config, snapshot string) {
 	l.epochIs("waiting for the silent node", func(is v1alpha1.AddressEpochSpec) bool {
 		return is.Stage == v1alpha1.EpochCleaning && slices.Equal(is.Waiting, []string{silent.name})
 	})
-	epoch, err := l.epoch()
-	if err != nil {
-		l.t.Fatal(err)
-	}
 	var refused error
 	l.eventually("the error names who is waited for", func() error {
 		if refused = others[0].add(config); refused == nil {
@@ -449,7 +445,19 @@ func (l *lab) forced(nodes []*station, config ipam.Config, snapshot string) {
 	if !errors.Is(refused, ipam.ErrUnanswered) {
 		l.t.Errorf("got %v", refused)
 	}
-	l.kubectl("", "annotate", "addressepoch", v1alpha1.ClusterEpoch, fmt.Sprintf("%s=%d", v1alpha1.ForceEpoch, epoch.Spec.Epoch))
+	l.eventually("the epoch is opened by force", func() error { // another may begin meanwhile, when a node tells that it missed something
+		epoch, err := l.epoch()
+		if err != nil {
+			return err
+		}
+		if epoch.Spec.Stage != v1alpha1.EpochOpen {
+			l.kubectl("", "annotate", "--overwrite", "addressepoch", v1alpha1.ClusterEpoch, fmt.Sprintf("%s=%d", v1alpha1.ForceEpoch, epoch.Spec.Epoch))
+		}
+		for _, n := range others {
+			err = errors.Join(err, n.addOrExhausted(config))
+		}
+		return err
+	})
 	for _, n := range others {
 		if err := n.fill(config); err != nil {
 			l.t.Fatalf("%v\n%s", err, l.kubectl("", "get", "addressepochs", "-o", "yaml"))
