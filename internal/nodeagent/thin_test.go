@@ -113,7 +113,7 @@ func (p *pod) record() string {
 	return string(out)
 }
 
-var madeUp = regexp.MustCompile(`(?i)([0-9a-f]{2}:){5}[0-9a-f]{2}|"(index|Index|group)": [0-9]+|pod[0-9a-f]{8,}|weft[0-9a-f]{8,}|fe80::[0-9a-f:]+`)
+var madeUp = regexp.MustCompile(`(?i)([0-9a-f]{2}:){5}[0-9a-f]{2}|"(index|Index|group|since)": [0-9]+|pod[0-9a-f]{8,}|weft[0-9a-f]{8,}|fe80::[0-9a-f:]+`)
 
 // plain takes out of a text what belongs to this one sandbox.
 func (p *pod) plain(text string) string {
