@@ -175,7 +175,7 @@ func (c *controller) lead(ctx context.Context, term *elect.Period) error {
 		feed{api: c.api, gvk: machineKind, every: c.Compare, to: vms.vms, log: c.Log, optional: true},
 		feed{api: c.api, gvk: instanceKind, every: c.Compare, to: vms.instances, log: c.Log, optional: true},
 		collect, newTeller(c, s, writer), claims, vms,
-		definer{writer, c.Log},
+		networks.Maker{API: writer, CRD: networks.ClaimCRD, Kind: networks.ClaimKind.Kind, Log: c.Log},
 		&beside{controller: c, state: s, writer: writer},
 	}
 	if c.Mirror {

@@ -189,7 +189,7 @@ type task interface {
 func (a *agent) run(ctx context.Context, opt Options) error {
 	a.calls = a.server.Load().Working
 	group, ctx := errgroup.WithContext(ctx)
-	tasks := []task{a.cache, a.loop, a.looks, a.claims.loop, a.leases, a.leases.advice, reconcile.Source{Store: a.cache, GVK: podKind, Loop: a.loop}, a.server.Load(), definer{a.api, a.log}, thrift{a.added.Load}, news{opt.Instance, nil, a.attachedPods, a.looks.Add, a.log}}
+	tasks := []task{a.cache, a.loop, a.looks, a.claims.loop, a.leases, a.leases.advice, reconcile.Source{Store: a.cache, GVK: podKind, Loop: a.loop}, a.server.Load(), networks.Maker{API: a.api, CRD: definitionCRD, Kind: networks.DefinitionKind.Kind, Log: a.log}, thrift{a.added.Load}, news{opt.Instance, nil, a.attachedPods, a.looks.Add, a.log}}
 	if opt.Install != nil {
 		tasks = append(tasks, opt.Install)
 	}

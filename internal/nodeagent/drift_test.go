@@ -42,7 +42,7 @@ func newLooker(t *testing.T) *looker {
 	}
 	api := kube.New(client)
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
-	if err := (definer{api, log}).Run(t.Context()); err != nil {
+	if err := (networks.Maker{API: api, CRD: definitionCRD, Kind: networks.DefinitionKind.Kind, Log: log}).Run(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	l := &looker{t: t, ns: strings.ToLower(t.Name()), dir: t.TempDir(), agent: &agent{
