@@ -7,6 +7,9 @@ import (
 	"testing"
 
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/weftnet/weft/api/v1alpha1"
+	"github.com/weftnet/weft/internal/advice"
 )
 
 // ahead makes a lease that a node took ahead of its Pods, and gives its UID.
@@ -39,6 +42,7 @@ func TestKeptAhead(t *testing.T) {
 		}
 		return nil
 	})
+	l.keepsByEpoch(client, keeps)
 	l.ask("DELETE", podsPath+"/x", "", nil)
 	l.becomes("10.9.0.2")
 	l.ask("DELETE", "/api/v1/nodes/n1", "", nil)
@@ -59,4 +63,31 @@ func TestKeptAhead(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+const epochsPath = "/apis/weft.network/v1alpha1/addressepochs"
+
+// keepsByEpoch: a node may keep none from when an epoch ends until the next is open,
+// though it may keep some as far as the range goes.
+func (l *lab) keepsByEpoch(client *advice.Client, keeps []netip.Addr) {
+	l.t.Helper()
+	l.create(epochsPath, `{"apiVersion":"weft.network/v1alpha1","kind":"AddressEpoch","metadata":{"name":"node.n1"},"spec":{"epoch":1,"lost":1,"node":"n1"}}`)
+	for _, stage := range []v1alpha1.EpochStage{v1alpha1.EpochCleaning, v1alpha1.EpochAsserting, v1alpha1.EpochOpen} {
+		l.epochIs(string(stage), func(is v1alpha1.AddressEpochSpec) bool { return is.Epoch == 2 && is.Stage == stage })
+		most, back := 0, keeps
+		if stage == v1alpha1.EpochOpen {
+			most, back = 8, keeps[1:]
+		}
+		l.eventually(fmt.Sprintf("the node may keep %d addresses", most), func() error {
+			got, ok := client.Keep(l.t.Context(), "whereabouts:", wide, keeps)
+			if !ok || got.Most != most || !slices.Equal(got.Back, back) {
+				return fmt.Errorf("got %+v, %t", got, ok)
+			}
+			return nil
+		})
+		next := map[v1alpha1.EpochStage]v1alpha1.EpochStage{v1alpha1.EpochCleaning: v1alpha1.EpochAsserting, v1alpha1.EpochAsserting: v1alpha1.EpochOpen}[stage]
+		if next != "" {
+			l.ask("PATCH", epochsPath+"/node.n1", fmt.Sprintf(`{"spec":{"epoch":2,"lost":0,"stage":%q}}`, next), nil)
+		}
+	}
 }

@@ -184,7 +184,7 @@ func (c *controller) lead(ctx context.Context, term *elect.Period) error {
 	epoch := newEpochs(c, s, writer)
 	tasks = append(tasks, epoch, feed{api: c.api, gvk: v1alpha1.AddressEpochKind, every: c.Compare, to: epoch, log: c.Log})
 	if c.Adviser != "" {
-		tasks = append(tasks, &desk{controller: c, state: s, writer: writer, callers: newCallers(c.api, c.Namespace, agentName)})
+		tasks = append(tasks, &desk{controller: c, state: s, writer: writer, callers: newCallers(c.api, c.Namespace, agentName), epochs: epoch})
 	}
 	c.state.Store(s)
 	defer c.state.Store(nil)

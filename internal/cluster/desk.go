@@ -51,6 +51,7 @@ type desk struct {
 	*state
 	writer  store.Store
 	callers *callers
+	epochs  *epochs
 
 	certificate atomic.Pointer[tls.Certificate]
 }
@@ -241,7 +242,7 @@ func (d *desk) keep(ctx context.Context, token string, message []byte) ([]byte, 
 		}
 	}
 	_, _, theirs := ipam.ParseWhereaboutsScope(ipam.Scope(question.Scope))
-	if d.gone.has(node) || theirs && !d.keepable.Load() {
+	if d.gone.has(node) || theirs && !d.keepable.Load() || !d.epochs.open() {
 		ahead.Most, ahead.Back = 0, question.Keeps
 	}
 	return ahead.Bytes(), nil

@@ -46,7 +46,7 @@ type epochs struct {
 
 	// mu guards what follows.
 	mu      sync.Mutex
-	cluster *v1alpha1.AddressEpoch // nil: there is none
+	cluster *v1alpha1.AddressEpoch // nil: there is none, or it is not known yet
 	nodes   map[string]v1alpha1.AddressEpochSpec
 	names   map[string]uint32 // of the objects, with the round in which they were listed
 	round   uint32
@@ -196,6 +196,13 @@ func (e *epochs) read(ctx context.Context) (*v1alpha1.AddressEpoch, error) {
 		return nil, fmt.Errorf("read the epoch of addresses: %w", err)
 	}
 	return v1alpha1.EpochFromObject(obj)
+}
+
+// open says whether the epoch is one in which nodes take addresses, as far as is known.
+func (e *epochs) open() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.cluster != nil && e.cluster.Spec.Stage == v1alpha1.EpochOpen
 }
 
 // list reads how far all nodes are, in an epoch that is not open.

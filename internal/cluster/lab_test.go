@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -34,6 +35,23 @@ const (
 
 // try makes a request as one who may do everything, or as another user.
 func (l *lab) try(ctx context.Context, method, path, body, as string) ([]byte, int, error) {
+	return l.request(ctx, l.client, method, path, body, map[string]string{"Impersonate-User": as})
+}
+
+// showing makes a request as whose token it is.
+func (l *lab) showing(token, method, path, body string) ([]byte, int, error) {
+	l.t.Helper()
+	config, err := l.TLS()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	config.Certificates = nil
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: config, DialContext: l.Dial}}
+	defer client.CloseIdleConnections()
+	return l.request(l.t.Context(), client, method, path, body, map[string]string{"Authorization": "Bearer " + token})
+}
+
+func (l *lab) request(ctx context.Context, client *http.Client, method, path, body string, headers map[string]string) ([]byte, int, error) {
 	request, err := http.NewRequestWithContext(ctx, method, l.Server+path, strings.NewReader(body))
 	if err != nil {
 		return nil, 0, err
@@ -42,10 +60,12 @@ func (l *lab) try(ctx context.Context, method, path, body, as string) ([]byte, i
 	if method == http.MethodPatch {
 		request.Header.Set("Content-Type", "application/merge-patch+json")
 	}
-	if as != "" {
-		request.Header.Set("Impersonate-User", as)
+	for name, value := range headers {
+		if value != "" {
+			request.Header.Set(name, value)
+		}
 	}
-	response, err := l.client.Do(request)
+	response, err := client.Do(request)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -161,4 +181,58 @@ func (l *lab) strangers() {
 	if got, err := adviser.ReadAnswer(answer); err != nil || len(got) != 1 || got[0] != wide[0].First.Next() {
 		l.t.Errorf("beside a stranger: got %v, %v", got, err)
 	}
+}
+
+// agentsTellOfTheirNode: how far a node is in an epoch is written by the agent of that
+// node, whose token says which one it is, and by nobody's else; the cluster's by the
+// controller.
+func (l *lab) agentsTellOfTheirNode() {
+	l.t.Helper()
+	epoch := func(name, node string) string {
+		return fmt.Sprintf(`{"apiVersion":"weft.network/v1alpha1","kind":"AddressEpoch","metadata":{"name":%q},"spec":{"epoch":1,"stage":"Open","node":%q}}`, name, node)
+	}
+	const bound = `"boundObjectRef":{"apiVersion":"v1","kind":"Pod","name":"agent"}`
+	const ofNode = `weft's agent of node "n1" may write the AddressEpoch of that node only`
+	l.create("/api/v1/namespaces/kube-system/serviceaccounts", `{"metadata":{"name":"another"}}`)
+	agent, unbound, another := l.token("weft", bound), l.token("weft", ""), l.token("another", "")
+	for _, tt := range []struct{ who, token, method, path, body, want string }{
+		{"another node's", agent, "POST", "", epoch("node.n2", "n2"), ofNode},
+		{"another node's, by its own name", agent, "POST", "", epoch("node.n1", "n2"), ofNode},
+		{"its own, by another name", agent, "POST", "", epoch("node.n2", "n1"), ofNode},
+		{"the cluster's", agent, "PATCH", "/cluster", `{"spec":{"epoch":7}}`, "cannot patch"},
+		{"its own", agent, "POST", "", epoch("node.n1", "n1"), ""},
+		{"its own, made another's", agent, "PUT", "/node.n1", epoch("node.n1", "n2"), ofNode},
+		{"the cluster's, whole", agent, "PUT", "/cluster", epoch("cluster", ""), ofNode},
+		{"its own to be gone", agent, "DELETE", "/node.n1", "", "cannot delete"},
+		{"of no node", unbound, "POST", "", epoch("node.n3", "n3"), `weft's agent of node "" may write`},
+		{"another account", another, "POST", "", epoch("node.n1", "n1"), `kube-system:another" cannot create`},
+	} {
+		l.eventually("AddressEpoch, "+tt.who, func() error { // a policy takes effect some time after it was made
+			body := tt.body
+			if tt.method == "PUT" {
+				answer, _, err := l.try(l.t.Context(), "GET", epochsPath+tt.path, "", "")
+				var is struct {
+					Metadata struct {
+						ResourceVersion string `json:"resourceVersion"`
+					} `json:"metadata"`
+				}
+				if err = errors.Join(err, json.Unmarshal(answer, &is)); err != nil {
+					return err
+				}
+				body = strings.Replace(body, `"metadata":{`, fmt.Sprintf(`"metadata":{"resourceVersion":%q,`, is.Metadata.ResourceVersion), 1)
+			}
+			answer, code, err := l.showing(tt.token, tt.method, epochsPath+tt.path, body)
+			var said struct {
+				Message string `json:"message"`
+			}
+			if err = errors.Join(err, json.Unmarshal(answer, &said)); err != nil {
+				return err
+			}
+			if allowed := code < 300; allowed != (tt.want == "") || !strings.Contains(said.Message, tt.want) {
+				return fmt.Errorf("got %d, %q, want %q", code, said.Message, tt.want)
+			}
+			return nil
+		})
+	}
+	l.ask("DELETE", epochsPath+"/node.n1", "", nil)
 }

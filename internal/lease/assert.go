@@ -75,6 +75,12 @@ func (s *Store) clean(ctx context.Context, users Users) error {
 	if err := s.Sync(ctx); err != nil {
 		return err
 	}
+	if err := s.nameJournal(); err != nil {
+		return err
+	}
+	if _, err := s.judgeFound(ctx); err != nil {
+		return err
+	}
 	for _, lease := range s.standing() {
 		if nodeless(lease.Owner) || s.wanted(ctx, lease, users) {
 			continue
@@ -87,7 +93,7 @@ func (s *Store) clean(ctx context.Context, users Users) error {
 			}
 		})
 	}
-	s.emptyStock(ctx)
+	s.emptyStock()
 	if !s.drain(ctx) {
 		return errors.New("not all addresses that nobody uses could be given back")
 	}
@@ -96,8 +102,7 @@ func (s *Store) clean(ctx context.Context, users Users) error {
 
 // emptyStock gives back what is kept ahead of Pods, but for what may be a Pod's that no
 // record tells of.
-func (s *Store) emptyStock(ctx context.Context) {
-	s.judgeFound(ctx)
+func (s *Store) emptyStock() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for k, h := range s.leases {

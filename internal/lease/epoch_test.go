@@ -100,7 +100,7 @@ func older(t *testing.T, objects []*store.Object, nodes ...*node) store.Store {
 // everything gives all objects of a store.
 func everything(t *testing.T, api store.Store) (all []*store.Object) {
 	t.Helper()
-	for _, kind := range []string{v1alpha1.AddressLeaseKind.Kind, v1alpha1.AddressEpochKind.Kind} {
+	for _, kind := range []string{v1alpha1.AddressLeaseKind.Kind, v1alpha1.AddressEpochKind.Kind, v1alpha1.NodeAddressesKind.Kind} {
 		list, _, err := api.List(t.Context(), v1alpha1.GroupVersion.WithKind(kind), store.Selector{})
 		if err != nil {
 			t.Fatal(err)

@@ -2,6 +2,7 @@ package lease
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"strings"
 	"time"
@@ -12,31 +13,49 @@ import (
 // account sees who has the addresses that an earlier process of this node took ahead.
 // Those that records have were taken up with them (Hold).
 func (s *Store) account(ctx context.Context, users Users) {
-	if s.Journal != nil && s.journal == "" {
-		journal, err := s.Journal()
-		if err != nil {
-			s.Log.Error("addresses are not taken ahead: nothing would tell who has them", "err", err)
-			return
-		}
-		s.mu.Lock()
-		s.journal = journal
-		s.mu.Unlock()
+	if s.nameJournal() != nil {
+		return
 	}
 	s.returnSpare()
 	s.mu.Lock()
 	some := len(s.found) > 0
 	s.mu.Unlock()
-	if some && s.judgeFound(ctx) {
+	if !some {
+		return
+	}
+	if _, err := s.Epochs.enter(ctx); err != nil {
+		return // an older copy may tell of them, and others have them by now: clean gives them back
+	}
+	if others, err := s.judgeFound(ctx); err == nil && others {
 		s.outwait(ctx, users)
 	}
 }
 
+// nameJournal finds out which records tell who has what is taken ahead.
+func (s *Store) nameJournal() error {
+	s.mu.Lock()
+	known := s.Journal == nil || s.journal != ""
+	s.mu.Unlock()
+	if known {
+		return nil
+	}
+	journal, err := s.Journal()
+	if err != nil {
+		s.Log.Error("addresses are not taken ahead: nothing would tell who has them", "err", err)
+		return fmt.Errorf("name the records of this node: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.journal = journal
+	return nil
+}
+
 // judgeFound takes up what is known of addresses that were found, and says whether
 // there are others.
-func (s *Store) judgeFound(ctx context.Context) (others bool) {
+func (s *Store) judgeFound(ctx context.Context) (others bool, err error) {
 	bindings, err := s.readBindings(ctx)
 	if err != nil {
-		return false // again, soon
+		return false, fmt.Errorf("read which Pods have addresses that were taken ahead: %w", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -59,7 +78,7 @@ func (s *Store) judgeFound(ctx context.Context) (others bool) {
 			others = true
 		}
 	}
-	return others
+	return others, nil
 }
 
 // outwait gives back what was taken ahead under records that are lost, once none of

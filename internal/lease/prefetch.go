@@ -232,7 +232,7 @@ func (s *Store) restock(ctx context.Context, st *stock) {
 		missing = 0
 	}
 	s.mu.Unlock()
-	if missing > 0 {
+	if missing > 0 && s.Epochs.closedNow() == nil {
 		s.fill(ctx, st, missing)
 	}
 }
