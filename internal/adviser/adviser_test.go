@@ -158,8 +158,11 @@ func TestKeep(t *testing.T) {
 	keep("n2", 0, 2)
 	now = now.Add(leavingFor)
 	keep("n2", 0, 1)
-	now = now.Add(told + time.Second) // n1 says nothing
+	now = now.Add(Told + time.Second) // n1 says nothing
 	keep("n2", 0, 0)
+	if v.Heard(now, "n1", "a") || v.Heard(now, "n2", "b") || !v.Heard(now, "n2", "a") {
+		t.Error("n2 alone was heard from, of scope a")
+	}
 	now = now.Add(counting)
 	keep("n2", 2, 0) // alone
 	if got := v.Keep(now, "n2", "b", spans, nil); got.Most != 8 {
@@ -168,7 +171,7 @@ func TestKeep(t *testing.T) {
 }
 
 func TestWire(t *testing.T) {
-	for _, want := range []Ahead{{}, {Most: 3, Kept: 70000, Back: addrs("10.0.0.1", "fd00::1")}} {
+	for _, want := range []Ahead{{}, {Most: 3, Kept: 70000, Back: addrs("10.0.0.1", "fd00::1"), Silent: []Keeps{{"n1", 3}, {"n2", 0}}}} {
 		if got, err := ReadAhead(want.Bytes()); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("got %+v, %v, want %+v", got, err, want)
 		}

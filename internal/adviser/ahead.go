@@ -13,9 +13,9 @@ const (
 	// mostAhead bounds how many addresses of a range a node keeps ahead. All nodes
 	// together keep one of shareAhead of those that are free.
 	mostAhead, shareAhead = 8, 4
-	// told is for how long what a node said of its addresses is believed, and counting
+	// Told is for how long what a node said of its addresses is believed, and counting
 	// for how long it is one of those that share a range.
-	told, counting = 10 * time.Second, 2 * time.Minute
+	Told, counting = 10 * time.Second, 2 * time.Minute
 	// leavingFor is for how long an address that a node keeps no more may be on its way
 	// back; else a Pod has it. What was given back is heard of a little later.
 	leavingFor = 2 * time.Second
@@ -30,6 +30,15 @@ type Ahead struct {
 	Kept int
 	// Back are those that are not the node's, as far as is known: nobody may have them.
 	Back []netip.Addr
+	// Silent are the nodes that keep some of a range that is full and were not heard from
+	// for Told: what they keep is not awaited.
+	Silent []Keeps
+}
+
+// Keeps is how many addresses a node keeps ahead.
+type Keeps struct {
+	Node  string
+	Count int
 }
 
 // aheads are what nodes keep of the ranges of a scope, by the ranges' spans.
@@ -72,7 +81,7 @@ func (v *View) Keep(now time.Time, node, scope string, spans []ipam.Span, keeps 
 	}
 	for _, nodes := range s.ahead {
 		for _, is := range nodes {
-			if now.Sub(is.at) > told {
+			if now.Sub(is.at) > Told {
 				continue
 			}
 			for _, addr := range is.keeps {
@@ -88,6 +97,18 @@ func (v *View) Keep(now time.Time, node, scope string, spans []ipam.Span, keeps 
 		}
 	}
 	return out
+}
+
+// Heard says whether a node told lately what it keeps ahead in a scope.
+func (v *View) Heard(now time.Time, node, scope string) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, nodes := range v.scopeLocked(scope, now).ahead {
+		if is, ok := nodes[node]; ok && now.Sub(is.at) <= Told {
+			return true
+		}
+	}
+	return false
 }
 
 // of gives what nodes keep of spans, without those that were not heard of for long.

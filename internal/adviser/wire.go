@@ -27,7 +27,8 @@ import (
 //	}
 //	message Span { bytes first = 1; bytes last = 2; }  // 4 or 16 bytes, inclusive
 //	message Answer { repeated bytes addresses = 1; }   // believed free, best first
-//	message Ahead { uint32 most = 1; uint32 kept = 2; repeated bytes back = 3; }
+//	message Ahead { uint32 most = 1; uint32 kept = 2; repeated bytes back = 3; repeated Keeps silent = 4; }
+//	message Keeps { string node = 1; uint32 count = 2; }
 
 // Method and KeepMethod are their names.
 const (
@@ -99,6 +100,11 @@ func (a Ahead) Bytes() []byte {
 	for _, addr := range a.Back {
 		out = appendAddr(out, 3, addr)
 	}
+	for _, is := range a.Silent {
+		one := protowire.AppendString(protowire.AppendTag(nil, 1, protowire.BytesType), is.Node)
+		one = protowire.AppendVarint(protowire.AppendTag(one, 2, protowire.VarintType), uint64(max(is.Count, 0)))
+		out = protowire.AppendBytes(protowire.AppendTag(out, 4, protowire.BytesType), one)
+	}
 	return out
 }
 
@@ -114,10 +120,27 @@ func ReadAhead(message []byte) (a Ahead, err error) {
 			addr, err := readAddr("back", value)
 			a.Back = append(a.Back, addr)
 			return err
+		case 4:
+			is, err := readKeeps(value)
+			a.Silent = append(a.Silent, is)
+			return err
 		}
 		return nil
 	})
 	return a, err
+}
+
+func readKeeps(message []byte) (is Keeps, err error) {
+	err = fields(message, func(number protowire.Number, value []byte, integer uint64) error {
+		switch number {
+		case 1:
+			is.Node = string(value)
+		case 2:
+			is.Count = int(min(integer, math.MaxInt32)) //nolint:gosec // it is small
+		}
+		return nil
+	})
+	return is, err
 }
 
 func appendAddr(out []byte, number protowire.Number, addr netip.Addr) []byte {

@@ -13,6 +13,7 @@ import (
 	"github.com/weftnet/weft/api/v1alpha1"
 	"github.com/weftnet/weft/internal/garbage"
 	"github.com/weftnet/weft/internal/inventory"
+	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/store"
 )
 
@@ -80,7 +81,7 @@ func (b *book) tell(node string, list []v1alpha1.Binding) {
 			b.disownLocked(is)
 			is.owner.LeaseOwner, is.reserved = binding.Owner, false
 			is.where, is.sandbox = unique.Make(where{is.where.Value().pool, binding.Interface}), binding.Sandbox
-			b.owners[is.owner] = append(b.owners[is.owner], is)
+			b.ownLocked(is)
 			if b.changed != nil {
 				b.changed(is)
 			}
@@ -136,6 +137,21 @@ func (b *book) keptBy(node string) map[string]bool {
 		out[is.scope+" "+is.addr.String()] = true
 	}
 	return out
+}
+
+// keeping counts, by node, the addresses of spans in a scope that nodes keep ahead.
+func (b *book) keeping(scope string, spans []ipam.Span) map[string]int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	count := map[string]int{}
+	for node := range b.keepers {
+		for _, is := range b.owners[nodeOwner(node)] {
+			if is.scope == scope && slices.ContainsFunc(spans, func(span ipam.Span) bool { return span.Contains(is.addr) }) {
+				count[node]++
+			}
+		}
+	}
+	return count
 }
 
 func nodeOwner(node string) owner {

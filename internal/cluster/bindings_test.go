@@ -1,15 +1,22 @@
 package cluster
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weftnet/weft/api/v1alpha1"
 	"github.com/weftnet/weft/internal/advice"
+	"github.com/weftnet/weft/internal/ipam"
+	"github.com/weftnet/weft/internal/kubeapi"
+	"github.com/weftnet/weft/internal/lease"
+	"github.com/weftnet/weft/internal/record"
+	"github.com/weftnet/weft/internal/store/kube"
 )
 
 // ahead makes a lease that a node took ahead of its Pods, and gives its UID.
@@ -43,6 +50,7 @@ func TestKeptAhead(t *testing.T) {
 		return nil
 	})
 	l.keepsByEpoch(client, keeps)
+	l.silentIsNamed(client)
 	l.ask("DELETE", podsPath+"/x", "", nil)
 	l.becomes("10.9.0.2")
 	l.ask("DELETE", "/api/v1/nodes/n1", "", nil)
@@ -90,4 +98,44 @@ func (l *lab) keepsByEpoch(client *advice.Client, keeps []netip.Addr) {
 			l.ask("PATCH", epochsPath+"/node.n1", fmt.Sprintf(`{"spec":{"epoch":2,"lost":0,"stage":%q}}`, next), nil)
 		}
 	}
+}
+
+// silentIsNamed: a node whose agent is dead keeps what it took ahead, for nobody knows
+// which of it its Pods have. Who finds a range full is told of that node.
+func (l *lab) silentIsNamed(client *advice.Client) {
+	l.t.Helper()
+	way, err := kubeapi.Open(l.Kubeconfig(), kubeapi.Options{Dial: l.Dial})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	api := kube.New(way)
+	l.create("/api/v1/nodes", `{"metadata":{"name":"n2"}}`)
+	for _, addr := range []string{"10.9.9.1", "10.9.9.2"} {
+		made, err := api.Create(l.t.Context(), lease.Document(v1alpha1.AddressLeaseSpec{
+			IP: netip.MustParseAddr(addr), Scope: "whereabouts:", Pool: "10.9.9.0/30", Node: "n2", Journal: "b/r",
+			Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerNode, Name: "n2"},
+		}).Object())
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		defer l.ask("DELETE", leasesPath+"/"+made.GetName(), "", nil)
+	}
+	n1, err := lease.New(lease.Options{API: api, Node: "n1", Dir: l.t.TempDir(), Adviser: client, Keeper: client, Log: logTo(l.t)})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	config, err := ipam.Parse([]byte(`{"name":"n","ipam":{"type":"whereabouts","range":"10.9.9.0/30"}}`), "")
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	a := &record.Attachment{Network: "demo/lan", Interface: "net1", Leased: true}
+	box := &record.Sandbox{ID: "s", Pod: record.Pod{Namespace: "demo", Name: "p", UID: "u"}, Attachments: []*record.Attachment{a}}
+	const want = `all 2 addresses of 10.9.9.0/30 are held: 2 by nodes for their Pods, of which node n2, whose agent does not answer, keeps 2 ahead of its Pods; see that weft's agents of those nodes run`
+	l.eventually("the silent node is named", func() error {
+		_, err := ipam.NewConcurrentAllocator(n1.Of(box, a, config)).Allocate(l.t.Context(), config, "s/net1")
+		if err == nil || !errors.Is(err, ipam.ErrExhausted) || !strings.Contains(err.Error(), want) {
+			return fmt.Errorf("got %w", err)
+		}
+		return nil
+	})
 }

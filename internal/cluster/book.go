@@ -67,6 +67,8 @@ type book struct {
 	mu     sync.Mutex
 	leases map[string]*held
 	owners map[owner][]*held
+	// keepers are the nodes that keep addresses ahead.
+	keepers map[string]bool
 	// bound are the Pods that have leases of nodes, by the leases' UIDs, and nodes
 	// which UIDs a node's NodeAddresses tells of.
 	bound  map[types.UID]v1alpha1.Binding
@@ -80,7 +82,7 @@ type book struct {
 
 func newBook(view *adviser.View) *book {
 	return &book{
-		view: view, claimed: func() {}, leases: map[string]*held{}, owners: map[owner][]*held{},
+		view: view, claimed: func() {}, leases: map[string]*held{}, owners: map[owner][]*held{}, keepers: map[string]bool{},
 		bound: map[types.UID]v1alpha1.Binding{}, nodes: map[string][]types.UID{},
 	}
 }
@@ -135,7 +137,7 @@ func (b *book) Put(obj *store.Object) {
 		}
 	}
 	b.leases[is.name] = is
-	b.owners[is.owner] = append(b.owners[is.owner], is)
+	b.ownLocked(is)
 	b.view.Hold(time.Now(), is.scope, is.addr)
 }
 
@@ -172,10 +174,20 @@ func (b *book) dropLocked(is *held) {
 	b.view.Release(time.Now(), is.scope, is.addr)
 }
 
+func (b *book) ownLocked(is *held) {
+	b.owners[is.owner] = append(b.owners[is.owner], is)
+	if is.owner.Kind == v1alpha1.OwnerNode {
+		b.keepers[is.owner.node] = true
+	}
+}
+
 func (b *book) disownLocked(is *held) {
 	rest := slices.DeleteFunc(b.owners[is.owner], func(other *held) bool { return other == is })
 	if len(rest) == 0 {
 		delete(b.owners, is.owner)
+		if is.owner.Kind == v1alpha1.OwnerNode {
+			delete(b.keepers, is.owner.node)
+		}
 	} else {
 		b.owners[is.owner] = rest
 	}

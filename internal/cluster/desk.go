@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -16,6 +17,8 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -52,6 +55,7 @@ type desk struct {
 	writer  store.Store
 	callers *callers
 	epochs  *epochs
+	began   time.Time
 
 	certificate atomic.Pointer[tls.Certificate]
 }
@@ -61,6 +65,7 @@ func (*desk) String() string { return "adviser" }
 
 // Run advises until ctx ends.
 func (d *desk) Run(ctx context.Context) error {
+	d.began = time.Now()
 	var config net.ListenConfig
 	listener, err := config.Listen(ctx, "tcp", d.Adviser)
 	if err != nil {
@@ -245,5 +250,22 @@ func (d *desk) keep(ctx context.Context, token string, message []byte) ([]byte, 
 	if d.gone.has(node) || theirs && !d.keepable.Load() || !d.epochs.open() {
 		ahead.Most, ahead.Back = 0, question.Keeps
 	}
+	if ahead.Most == 0 && ahead.Kept == 0 {
+		ahead.Silent = d.silent(time.Now(), question)
+	}
 	return ahead.Bytes(), nil
+}
+
+// silent are the nodes that keep some of a range and do not say so.
+func (d *desk) silent(now time.Time, question adviser.Question) (out []adviser.Keeps) {
+	if now.Sub(d.began) < 2*adviser.Told {
+		return nil // they may not know yet who leads
+	}
+	for node, count := range d.book.keeping(question.Scope, question.Spans) {
+		if !d.view.Heard(now, node, question.Scope) {
+			out = append(out, adviser.Keeps{Node: node, Count: count})
+		}
+	}
+	slices.SortFunc(out, func(a, b adviser.Keeps) int { return cmp.Or(b.Count-a.Count, strings.Compare(a.Node, b.Node)) })
+	return out[:min(len(out), mostWaiting)]
 }

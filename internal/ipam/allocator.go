@@ -266,8 +266,12 @@ func exhaustedHint(set Set, who *ExhaustedError) error {
 	if len(names) == 1 && strings.HasPrefix(names[0], "the one") {
 		are = " is held"
 	}
+	remedy := ""
+	if len(who.Silent) > 0 {
+		remedy = "see that weft's agents of those nodes run, which give back what they keep, or delete the Nodes if they are gone; else "
+	}
 	return &hint.Error{
 		Field: set.Ranges[0].Field, Value: set.Ranges[0].String(), Problem: strings.Join(names, " and ") + are, Err: who,
-		Remedy: "widen the range, or delete what holds addresses of it (weft ip ls --pool " + set.Ranges[0].Subnet.String() + " lists them)",
+		Remedy: remedy + "widen the range, or delete what holds addresses of it (weft ip ls --pool " + set.Ranges[0].Subnet.String() + " lists them)",
 	}
 }

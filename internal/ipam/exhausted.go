@@ -16,6 +16,14 @@ type ExhaustedError struct {
 	// By counts the others by what people call those who hold them, such as "Pods of
 	// namespace a".
 	By map[string]int
+	// Silent are nodes that keep some of those ahead of their Pods, and do not answer.
+	Silent []Silent
+}
+
+// Silent is a node that keeps addresses ahead of its Pods, and does not answer.
+type Silent struct {
+	Node  string
+	Count int
 }
 
 // Group is what people call all owners of a kind in a namespace.
@@ -60,6 +68,9 @@ func (e *ExhaustedError) Error() string {
 	if rest > 0 {
 		parts = append(parts, fmt.Sprintf("%d by others", rest))
 	}
+	for _, is := range e.Silent {
+		parts = append(parts, fmt.Sprintf("of which node %s, whose agent does not answer, keeps %d ahead of its Pods", is.Node, is.Count))
+	}
 	return strings.Join(parts, ", ")
 }
 
@@ -75,6 +86,7 @@ func (e *ExhaustedError) add(other *ExhaustedError) {
 	for name, count := range other.By {
 		e.By[name] += count
 	}
+	e.Silent = append(e.Silent, other.Silent...)
 }
 
 // exhaustedBy tells who holds addresses of a range.

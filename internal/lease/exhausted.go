@@ -38,5 +38,10 @@ func groupOf(o v1alpha1.LeaseOwner) string {
 func (s *Store) exhausted(scope ipam.Scope, r ipam.Range) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return &ipam.ExhaustedError{By: maps.Clone(s.counts[walkKey{scope, r.Key()}])}
+	walk := walkKey{scope, r.Key()}
+	err := &ipam.ExhaustedError{By: maps.Clone(s.counts[walk])}
+	for _, is := range s.silent[walk] {
+		err.Silent = append(err.Silent, ipam.Silent{Node: is.Node, Count: is.Count})
+	}
+	return err
 }

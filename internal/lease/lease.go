@@ -27,6 +27,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weftnet/weft/api/v1alpha1"
+	"github.com/weftnet/weft/internal/adviser"
 	"github.com/weftnet/weft/internal/hint"
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/record"
@@ -111,6 +112,8 @@ type Store struct {
 	looks map[walkKey]time.Time
 	// counts are who held the addresses of a range when it was looked at.
 	counts map[walkKey]map[string]int
+	// silent are nodes that keep addresses ahead of it, and do not answer.
+	silent map[walkKey][]adviser.Keeps
 	// leaves are sandboxes to be taken off the holders of claims' addresses.
 	leaves map[leaving]bool
 
@@ -178,7 +181,7 @@ func New(options Options) (*Store, error) {
 	s := &Store{
 		Options: options, memory: ipam.NewMemory(), kept: kept, wake: make(chan struct{}, 1), jitter: rand.N(listEvery / 2), //nolint:gosec // no secret
 		leases: map[key]*held{}, gone: map[ipam.Owner]bool{}, others: map[ipam.Scope]map[netip.Addr]learned{},
-		walks: map[walkKey]uint64{}, looks: map[walkKey]time.Time{}, counts: map[walkKey]map[string]int{},
+		walks: map[walkKey]uint64{}, looks: map[walkKey]time.Time{}, counts: map[walkKey]map[string]int{}, silent: map[walkKey][]adviser.Keeps{},
 		leaves:    map[leaving]bool{},
 		questions: questions{next: map[walkKey]*question{}},
 		stocks:    map[walkKey]*stock{}, found: map[key]string{}, spare: map[key]time.Time{}, taken: make(chan struct{}, 1),

@@ -352,6 +352,9 @@ func (t *taker) awaitKept(
 		if !ok {
 			return netip.Addr{}, false, nil
 		}
+		t.mu.Lock()
+		t.silent[walkKey{scope, r.Key()}] = ahead.Silent
+		t.mu.Unlock()
 		if addr, err := t.advised(ctx, scope, r, owner); err != nil || addr.IsValid() {
 			return addr, false, err
 		}
