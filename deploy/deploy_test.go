@@ -206,6 +206,7 @@ func TestValues(t *testing.T) {
 		values["image"] = map[string]any{"repository": "r", "tag": "t", "pullPolicy": "Never"}
 		values["criSocket"] = "/run/x.sock"
 		values["http"] = map[string]any{"port": 1234, "pprof": true}
+		values["macs"] = map[string]any{"range": "02:00:00:00:00:00-02:00:00:00:ff:ff", "refuseDuplicates": true}
 		values["podMonitor"] = map[string]any{"enabled": true, "interval": "5s", "labels": map[string]any{"release": "prometheus"}}
 		values["settings"] = map[string]any{"agentWait": "60s", "globalNamespaces": `it's: "x"`}
 	}))
@@ -217,10 +218,14 @@ func TestValues(t *testing.T) {
 	if container.Image != "r:t" || container.ImagePullPolicy != core.PullNever {
 		t.Errorf("image %s, %s", container.Image, container.ImagePullPolicy)
 	}
-	for _, want := range []string{"--cni-conf-dir=/etc/c", "--http-address=:1234", "--pprof", "--cri-socket=/run/x.sock"} {
+	for _, want := range []string{"--cni-conf-dir=/etc/c", "--http-address=:1234", "--pprof", "--cri-socket=/run/x.sock", "--refuse-duplicate-macs"} {
 		if !slices.Contains(container.Command, want) {
 			t.Errorf("the command lacks %s: %v", want, container.Command)
 		}
+	}
+	control := all["Deployment weft-controller"].(*apps.Deployment).Spec.Template.Spec.Containers[0].Command //nolint:forcetypeassert // objects made it
+	if want := "--mac-range=02:00:00:00:00:00-02:00:00:00:ff:ff"; !slices.Contains(control, want) {
+		t.Errorf("the controller's command lacks %s: %v", want, control)
 	}
 	monitor := all["PodMonitor weft"].(*podMonitor) //nolint:forcetypeassert // objects made it
 	if port := container.Ports[0]; port.ContainerPort != 1234 || port.Name != monitor.Spec.PodMetricsEndpoints[0].Port || monitor.Labels["release"] != "prometheus" {

@@ -83,6 +83,10 @@ func (c *NetConf) PersistentIPs() bool {
 	return document.Allow == nil || *document.Allow
 }
 
+// TakesMAC says whether what attaches to a network gives the link the MAC that is asked
+// for: weft itself, if the first plugin's type is native, or a plugin that declares it.
+func (c *NetConf) TakesMAC(native bool) bool { return native || c.Declares("mac") }
+
 // ClaimFromObject reads an IPAMClaim from a decoded document.
 func ClaimFromObject(obj map[string]any) (*IPAMClaim, error) {
 	raw, err := json.Marshal(obj)

@@ -34,8 +34,11 @@ type NICIdentitySpec struct {
 	// VM is the name of the VirtualMachine, or of the instance that has none.
 	VM string `json:"vm"`
 	// Network is the logical name of the interface.
-	Network string       `json:"network"`
-	MAC     netstate.MAC `json:"mac"`
+	Network string `json:"network"`
+	// Definition is the NetworkAttachmentDefinition on which the MAC is nobody else's;
+	// on a cluster only.
+	Definition string       `json:"definition,omitempty"`
+	MAC        netstate.MAC `json:"mac"`
 	// Slot is the number of the PCIe root port; assigned once.
 	Slot int `json:"slot"`
 	// Leases the NIC was given first; its next Pod asks for the same, and nobody

@@ -31,6 +31,7 @@ func main() {
 	whereaboutsNamespace := flags.String("whereabouts-namespace", "kube-system", "where Whereabouts keeps its objects")
 	mirror := flags.Bool("whereabouts-mirror", true, "show what weft leased in Whereabouts' objects, where it was taken over")
 	importedFor := flags.Duration("imported-for", 24*time.Hour, "give back addresses that Whereabouts gave to nobody knows whom after so long")
+	macRange := flags.String("mac-range", "", "what VMs' NICs get MACs of that ask for none, such as 02:00:00:00:00:00-02:ff:ff:ff:ff:ff; without, they are made of the VM's UID")
 	os.Exit(daemon.Main(flags, func(ctx context.Context, log *slog.Logger) error {
 		if hostErr != nil && *name == "" {
 			return fmt.Errorf("find this machine's name: %w", hostErr)
@@ -43,7 +44,7 @@ func main() {
 		return cluster.Run(ctx, cluster.Options{
 			Kubeconfig: *kubeconfig, Namespace: *namespace, Name: *name, Web: *web, Adviser: *adviser, Advertise: *advertise,
 			Grace: *grace, Compare: *compare,
-			Whereabouts: *whereabouts, WhereaboutsNamespace: *whereaboutsNamespace, Mirror: *mirror, ImportedFor: *importedFor,
+			Whereabouts: *whereabouts, WhereaboutsNamespace: *whereaboutsNamespace, Mirror: *mirror, ImportedFor: *importedFor, MACRange: *macRange,
 			Version: version.Text, Log: log,
 		})
 	}))

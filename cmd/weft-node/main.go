@@ -36,6 +36,7 @@ func main() {
 	web := flags.String("http-address", "", "where to serve /metrics, /healthz and /readyz, such as :10970; without, nowhere")
 	probe := flags.String("probe", "", "ask the agent that runs here whether it is ready (readyz) or alive (healthz), and end")
 	adviser := flags.String("adviser-token", "", "file with a token to ask weft-controller's adviser with, which is found in the namespace in POD_NAMESPACE; without, addresses are chosen here")
+	refuseMACs := flags.Bool("refuse-duplicate-macs", false, "do not attach a Pod that asks for a MAC that is another's on the network; without, events tell of it")
 	profiles := flags.Bool("pprof", false, "with --http-address: serve /debug/pprof to 127.0.0.1")
 	os.Exit(daemon.Main(flags, func(ctx context.Context, log *slog.Logger) error {
 		if !*profiles {
@@ -50,7 +51,7 @@ func main() {
 		}
 		dirs := strings.Split(*binDirs, ":")
 		opt := nodeagent.Options{
-			Kubeconfig: *kubeconfig, Node: *node, Instance: in.Tag, State: in.State, Run: in.Run, BinDirs: dirs, KubeletDir: *kubeletDir, CRISocket: *criSocket, CollectAfter: *collectAfter, HostRoot: *hostRoot, Web: *web, AdviserToken: *adviser, Namespace: os.Getenv("POD_NAMESPACE"), Profiles: *profiles, Version: version.Text, Log: log,
+			Kubeconfig: *kubeconfig, Node: *node, Instance: in.Tag, State: in.State, Run: in.Run, BinDirs: dirs, KubeletDir: *kubeletDir, CRISocket: *criSocket, CollectAfter: *collectAfter, HostRoot: *hostRoot, Web: *web, AdviserToken: *adviser, Namespace: os.Getenv("POD_NAMESPACE"), Profiles: *profiles, RefuseMACs: *refuseMACs, Version: version.Text, Log: log,
 		}
 		if *installs {
 			self, err := os.Executable()

@@ -75,6 +75,8 @@ type Options struct {
 	// Claims is asked for the IPAMClaims that annotations name, and those of VMs;
 	// optional: every one that is named counts as existing, and VMs have none.
 	Claims Claims
+	// MACs is asked for those of VMs' NICs, and about those that Pods ask for; optional.
+	MACs MACs
 	// Devices is asked for the devices of Pods; optional: networks that name a
 	// resource are attached without a device.
 	Devices Devices

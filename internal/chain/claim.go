@@ -28,8 +28,9 @@ type Claims interface {
 // ErrNoClaims says that the cluster has no kind IPAMClaim.
 var ErrNoClaims = errors.New("there is no kind IPAMClaim")
 
-// ErrNoClaim says that the claim of a VM's NIC is not there. It passes by itself.
-var ErrNoClaim = errors.New("no IPAMClaim yet")
+// ErrNoClaim says that the claim or the identity of a VM's NIC is not there. It passes
+// by itself.
+var ErrNoClaim = errors.New("nothing is kept of the NIC yet")
 
 // domainAnnotation names, on a launcher Pod of KubeVirt, the virtual machine
 // (kubevirt.io/api v1.9.0, core/v1 DomainAnnotation).

@@ -43,6 +43,7 @@ type claim struct {
 	leases     []record.Lease
 	leasedBy   []netstate.IfName // of each of leases
 	stages     []record.Stage    // of its attachments
+	vm         string            // whose launcher it is, with the namespace
 }
 
 // sharedLink is a link of the host that several attachments stand on.
@@ -124,7 +125,7 @@ func (c *claims) set(id string, box *record.Sandbox) {
 		return
 	}
 	c.pods[id] = box.Pod
-	mine := claim{macs: map[macKey]netstate.IfName{}}
+	mine := claim{macs: map[macKey]netstate.IfName{}, vm: vmOf(box)}
 	for _, a := range box.Attachments {
 		for _, l := range a.Plan.Host.Links {
 			if l.Presence == netstate.Shared {
@@ -153,12 +154,22 @@ func (c *claims) drop(id string) claim {
 	return held
 }
 
-// macHolder says who else asked for that MAC on that network.
-func (c *claims) macHolder(id, network, mac string) (sandbox string, ifName netstate.IfName, held bool) {
+// vmOf names the VM whose launcher a sandbox is; empty: it is none.
+func vmOf(box *record.Sandbox) string {
+	if box.VM == "" {
+		return ""
+	}
+	return box.Pod.Namespace + "/" + box.VM
+}
+
+// macHolder says who else asked for that MAC on that network. Launchers of one VM have
+// the same.
+func (c *claims) macHolder(box *record.Sandbox, network, mac string) (sandbox string, ifName netstate.IfName, held bool) {
+	vm := vmOf(box)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for other, its := range c.sandboxes {
-		if ifName, ok := its.macs[macKey{network, mac}]; ok && other != id {
+		if ifName, ok := its.macs[macKey{network, mac}]; ok && other != box.ID && (vm == "" || vm != its.vm) {
 			return other, ifName, true
 		}
 	}

@@ -52,8 +52,12 @@ func (e *Engine) resolve(ctx context.Context, req Request) ([]Delegate, error) {
 	return e.answer(ctx, q, req.vm())
 }
 
-// answer is Resolve, with what this engine says of types of IPAM, and of claims.
+// answer is Resolve, with what this engine says of types of IPAM, of MACs and of claims.
 func (e *Engine) answer(ctx context.Context, q Question, vm string) ([]Delegate, error) {
+	var err error
+	if q.Selections, err = e.withMACs(ctx, q, vm); err != nil {
+		return nil, err
+	}
 	var failed func() error
 	q.ForeignIPAM, failed = e.foreignIPAM(ctx)
 	delegates, err := Resolve(q)

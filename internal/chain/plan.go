@@ -20,7 +20,7 @@ func (t *attaching) refuseMACs() error {
 		if w.Selection == nil || w.Selection.MAC == "" {
 			continue
 		}
-		if other, ifName, held := t.claims.macHolder(t.box.ID, w.Network, w.Selection.MAC); held {
+		if other, ifName, held := t.claims.macHolder(t.box, w.Network, w.Selection.MAC); held {
 			errs = append(errs, &hint.Error{
 				Field: w.Selection.Field + ".mac", Value: w.Selection.MAC,
 				Problem: fmt.Sprintf("is already the MAC of interface %s of %s on network %s", ifName, t.claims.nameOf(other), w.Network),

@@ -62,6 +62,9 @@ type Options struct {
 	// ImportedFor is how long an address is held that Whereabouts gave to nobody knows
 	// whom.
 	ImportedFor time.Duration
+	// MACRange is what VMs' NICs get MACs of that ask for none, as FIRST-LAST; empty:
+	// those are made of the VM's UID.
+	MACRange string
 	// Version is told in the metrics.
 	Version string
 	Log     *slog.Logger
@@ -77,6 +80,7 @@ type controller struct {
 	// disagreements counts what did not fit together in what Whereabouts gave.
 	disagreements atomic.Int64
 	settle        time.Duration // see settleFor
+	macs          macRange
 	// beat is the last that this process left in the cluster's epoch.
 	beat string
 }
@@ -92,6 +96,8 @@ type state struct {
 	// doubted is whom the collector looks at.
 	doubted atomic.Pointer[[]doubt]
 	gone    goneNodes
+	// collisions counts MACs that several have on one network.
+	collisions atomic.Int64
 	// keepable: nodes may keep addresses of Whereabouts' networks ahead, for weft gives
 	// them.
 	keepable atomic.Bool
@@ -118,7 +124,12 @@ func Run(ctx context.Context, opt Options) error {
 			Field: "--whereabouts", Value: opt.Whereabouts, Problem: "is nothing that can be done", Remedy: "give " + strings.Join(slices.Sorted(maps.Keys(wishes)), " or ") + ", or leave it out",
 		}
 	}
+	macs, err := parseMACRange(opt.MACRange)
+	if err != nil {
+		return err
+	}
 	c := newController(opt)
+	c.macs = macs
 	api, err := kube.Connect(opt.Kubeconfig, "weft-controller", c.count.Requested)
 	if err != nil {
 		return err
@@ -166,15 +177,18 @@ func (c *controller) lead(ctx context.Context, term *elect.Period) error {
 	writer := term.Writer(c.api)
 	collect, claims := newCollector(c, s, writer), newClaims(c, s, writer)
 	vms := newMachines(claims)
+	macs := newMACs(c, s, vms, writer)
 	tasks := []task{
 		feed{api: c.api, gvk: leaseKind, every: c.Compare, to: s.book, log: c.Log},
 		feed{api: c.api, gvk: v1alpha1.NodeAddressesKind, every: c.Compare, to: &bindings{book: s.book}, log: c.Log, optional: true},
-		feed{api: c.api, gvk: podKind, every: c.Compare, to: s.pods, log: c.Log},
+		feed{api: c.api, gvk: podKind, every: c.Compare, to: several{s.pods, macs.users}, log: c.Log},
 		feed{api: c.api, gvk: networks.DefinitionKind, every: c.Compare, to: s.ranges, log: c.Log},
 		feed{api: c.api, gvk: networks.ClaimKind, every: c.Compare, to: claims, log: c.Log, optional: true},
 		feed{api: c.api, gvk: machineKind, every: c.Compare, to: vms.vms, log: c.Log, optional: true},
 		feed{api: c.api, gvk: instanceKind, every: c.Compare, to: vms.instances, log: c.Log, optional: true},
-		collect, newTeller(c, s, writer), claims, vms,
+		feed{api: c.api, gvk: v1alpha1.NICIdentityKind, every: c.Compare, to: macs.identities, log: c.Log, optional: true},
+		feed{api: c.api, gvk: v1alpha1.MACLeaseKind, every: c.Compare, to: macs.leases, log: c.Log, optional: true},
+		collect, newTeller(c, s, writer), claims, vms, macs,
 		networks.Maker{API: writer, CRD: networks.ClaimCRD, Kind: networks.ClaimKind.Kind, Log: c.Log},
 		&beside{controller: c, state: s, writer: writer},
 	}
@@ -209,6 +223,7 @@ func (c *controller) facts() metrics.ControllerFacts {
 		facts.Leases, facts.Unreadable = s.book.Count()
 		facts.Pools, facts.Waiting = s.measured(), s.waiting(time.Now(), c.Grace)
 		facts.Disagreements = float64(c.disagreements.Load())
+		facts.MACCollisions = float64(s.collisions.Load())
 	}
 	return facts
 }

@@ -33,6 +33,7 @@ type definition struct {
 	uid      types.UID
 	networks []ipam.Network
 	ofVMs    bool // VMs keep their addresses
+	takesMAC bool // and their MACs
 	round    uint32
 }
 
@@ -48,10 +49,10 @@ func (p *pools) Begin() {
 // Put takes note of a network.
 func (p *pools) Put(obj *store.Object) {
 	networks := inventory.ClusterWide(inventory.NetworksOf(obj))
-	keptByVMs := len(networks) > 0 && inventory.KeptByVMs(obj)
+	keptByVMs, takesMAC := len(networks) > 0 && inventory.KeptByVMs(obj), inventory.TakesMAC(obj)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.networks[store.KeyOf(obj)] = definition{obj.GetUID(), networks, keptByVMs, p.round}
+	p.networks[store.KeyOf(obj)] = definition{obj.GetUID(), networks, keptByVMs, takesMAC, p.round}
 	p.list = nil
 }
 
@@ -92,6 +93,13 @@ func (p *pools) KeptByVMs(key store.Key) (is, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.networks[key].ofVMs, p.synced
+}
+
+// TakesMAC says whether a NIC on a network gets the MAC that it is to have.
+func (p *pools) TakesMAC(key store.Key) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.networks[key].takesMAC
 }
 
 // UID gives that of a network's definition.

@@ -2,8 +2,6 @@ package cluster
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,7 +13,6 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/weftnet/weft/api/v1alpha1"
 	"github.com/weftnet/weft/internal/garbage"
@@ -24,10 +21,7 @@ import (
 	"github.com/weftnet/weft/internal/store"
 )
 
-var (
-	poolKind  = v1alpha1.AddressPoolKind
-	eventKind = schema.GroupVersionKind{Version: "v1", Kind: "Event"}
-)
+var poolKind = v1alpha1.AddressPoolKind
 
 // tellEvery is how often an AddressPool is written, at most.
 const tellEvery = 5 * time.Second
@@ -245,37 +239,11 @@ func (t *teller) overlap(ctx context.Context, pool inventory.Pool) {
 			}
 			t.told[network+" "+problem] = true
 			t.log.Warn("two networks could give the same address", "network", network, "problem", problem)
-			if err := t.event(ctx, network, problem); err != nil {
+			namespace, name, _ := strings.Cut(network, "/")
+			key := store.Key{Namespace: namespace, Name: name}
+			if err := warn(ctx, t.writer, about{networks.DefinitionKind, key, t.ranges.UID(key)}, "OverlappingRanges", problem); err != nil {
 				t.log.Debug("event is not written", "network", network, "err", err) // the log and the AddressPool have it
 			}
 		}
 	}
 }
-
-// event writes one of a network. All leaders write the same one, so there is one.
-func (t *teller) event(ctx context.Context, network, message string) error {
-	const reason = "OverlappingRanges"
-	namespace, name, _ := strings.Cut(network, "/")
-	sum := sha256.Sum256([]byte(reason + message))
-	now := time.Now().UTC().Format(time.RFC3339)
-	obj := &store.Object{Object: map[string]any{
-		"involvedObject": map[string]any{
-			"apiVersion": networks.DefinitionKind.GroupVersion().String(), "kind": networks.DefinitionKind.Kind, "namespace": namespace, "name": name,
-			"uid": string(t.ranges.UID(store.Key{Namespace: namespace, Name: name})),
-		},
-		"type": "Warning", "reason": reason, "message": message[:min(len(message), maxMessage)], "source": map[string]any{"component": "weft-controller"},
-		"count": int64(1), "firstTimestamp": now, "lastTimestamp": now,
-	}}
-	obj.SetGroupVersionKind(eventKind)
-	obj.SetNamespace(namespace)
-	obj.SetName(name + "." + hex.EncodeToString(sum[:8]))
-	_, err := t.writer.Create(ctx, obj)
-	if errors.Is(err, store.ErrExists) { // an earlier leader told it
-		return nil
-	}
-	return err
-}
-
-// maxMessage is the longest an event's message may be (k8s.io/kubernetes
-// pkg/apis/core/validation, NoteLengthLimit).
-const maxMessage = 1024

@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/weftnet/weft/api/netattach"
+	"github.com/weftnet/weft/internal/netstate"
 	"github.com/weftnet/weft/internal/networks"
 	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/internal/vmnet"
@@ -39,6 +40,8 @@ type machines struct {
 	vms, instances *machineList
 	claims         *claims
 	wake           chan struct{} // one: something has changed
+	// changed is told that something of machines has; set before they are followed.
+	changed func()
 }
 
 // machineList follows one of the kinds.
@@ -68,16 +71,20 @@ type virtualMachine struct {
 type nic struct {
 	network store.Key // the NetworkAttachmentDefinition
 	ifName  string    // in the launcher Pod
+	name    string    // in the VM's spec
+	// mac is what the spec asks for, and has what the machine that runs has.
+	mac, has netstate.MAC
 }
 
 func newMachines(claims *claims) *machines {
-	m := &machines{claims: claims, wake: make(chan struct{}, 1)}
+	m := &machines{claims: claims, wake: make(chan struct{}, 1), changed: func() {}}
 	m.vms = &machineList{poke: m.poke, list: map[types.UID]virtualMachine{}}
 	m.instances = &machineList{poke: m.poke, list: map[types.UID]virtualMachine{}}
 	return m
 }
 
 func (m *machines) poke() {
+	m.changed()
 	select {
 	case m.wake <- struct{}{}:
 	default: // it is about to
@@ -148,8 +155,9 @@ type vmSpec struct {
 }
 
 type vmInterface struct {
-	Name  string `json:"name"`
-	State string `json:"state"`
+	Name       string `json:"name"`
+	State      string `json:"state"`
+	MACAddress string `json:"macAddress"`
 }
 
 // readMachine reads a VM or an instance. One that cannot be read keeps the claims it
@@ -163,6 +171,12 @@ func readMachine(obj *store.Object) virtualMachine {
 				Spec vmSpec `json:"spec"`
 			} `json:"template"`
 		} `json:"spec"`
+		Status struct {
+			Interfaces []struct {
+				Name string `json:"name"`
+				MAC  string `json:"mac"`
+			} `json:"interfaces"`
+		} `json:"status"`
 	}
 	raw, err := json.Marshal(obj.Object)
 	if err != nil || json.Unmarshal(raw, &document) != nil {
@@ -175,8 +189,16 @@ func readMachine(obj *store.Object) virtualMachine {
 	} else if owner := metav1.GetControllerOfNoCopy(obj); owner != nil && owner.Kind == machineKind.Kind {
 		is.ofVM = owner.UID
 	}
+	asks, has := map[string]string{}, map[string]string{}
+	for _, i := range document.Status.Interfaces {
+		has[i.Name] = i.MAC
+	}
 	for _, network := range spec.Networks {
-		unplugged := slices.ContainsFunc(spec.Domain.Devices.Interfaces, func(i vmInterface) bool { return i.Name == network.Name && i.State == "absent" })
+		unplugged := false
+		for _, i := range spec.Domain.Devices.Interfaces {
+			asks[i.Name] = i.MACAddress
+			unplugged = unplugged || i.Name == network.Name && i.State == "absent"
+		}
 		if network.Multus == nil || network.Multus.Default || unplugged {
 			continue
 		}
@@ -184,7 +206,10 @@ func readMachine(obj *store.Object) virtualMachine {
 		if !qualified {
 			namespace, name = is.key.Namespace, namespace
 		}
-		is.nics = append(is.nics, nic{store.Key{Namespace: namespace, Name: name}, string(vmnet.PodIfName(network.Name))})
+		one := nic{network: store.Key{Namespace: namespace, Name: name}, ifName: string(vmnet.PodIfName(network.Name)), name: network.Name}
+		one.mac, _ = netstate.ParseMAC(asks[network.Name]) // KubeVirt refuses what is none
+		one.has, _ = netstate.ParseMAC(has[network.Name])
+		is.nics = append(is.nics, one)
 	}
 	return is
 }

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -93,7 +94,7 @@ func TestVMsOfACluster(t *testing.T) {
 		"versions":[{"name":"v1","served":true,"storage":true,"schema":{"openAPIV3Schema":{"type":"object","x-kubernetes-preserve-unknown-fields":true}}}]}}`)
 	l.create("/apis/k8s.cni.cncf.io/v1/namespaces/default/network-attachment-definitions",
 		`{"apiVersion":"k8s.cni.cncf.io/v1","kind":"NetworkAttachmentDefinition","metadata":{"name":"lan"},"spec":{"config":"{\"cniVersion\":\"1.0.0\",\"type\":\"bridge\",\"ipam\":{\"type\":\"whereabouts\",\"range\":\"10.8.0.0/24\"}}"}}`)
-	a := l.controller("a", 10981)
+	a := l.controller("a", 10981, "--mac-range="+labMACs)
 	l.leads(a)
 	l.create(vmsPath, `{"apiVersion":"kubevirt.io/v1","kind":"VirtualMachine","metadata":{"name":"web"},"spec":{"template":{"spec":{
 		"networks":[{"name":"a_b","multus":{"networkName":"lan"}},{"name":"a.b","multus":{"networkName":"lan"}}]}}}}`)
@@ -106,6 +107,8 @@ func TestVMsOfACluster(t *testing.T) {
 		}
 		return nil
 	})
+	api := l.objects()
+	l.macsMade(api, one, two)
 	uid := l.claimObject(one).UID
 	src, dst := l.launcher("src", "n1"), l.launcher("dst", "n2")
 	l.agentsMay(one, uid, holder("src", string(src), "n1"), holder("dst", string(dst), "n2"))
@@ -120,6 +123,7 @@ func TestVMsOfACluster(t *testing.T) {
 	l.ask("DELETE", vmsPath+"/web", "", nil)
 	for _, name := range []string{one, two} {
 		l.ask("DELETE", claimsPath+"/"+name, "", nil)
+		l.ask("DELETE", identitiesPath+"/"+name, "", nil)
 	}
 	l.eventually("the claim without an address goes", func() error {
 		if claim := l.claimObject(two); claim.UID != "" {
@@ -135,11 +139,13 @@ func TestVMsOfACluster(t *testing.T) {
 	}
 	l.becomes()
 	l.eventually("the claim goes", func() error {
-		if claim := l.claimObject(one); claim.UID != "" {
-			return fmt.Errorf("%+v", claim)
+		if claim := l.claimObject(one); claim.UID != "" || len(api.macLeases(t)) > 0 {
+			return fmt.Errorf("%+v, MACs %v", claim, api.macLeases(t))
 		}
 		return nil
 	})
+	l.signal(a, syscall.SIGKILL)
+	l.macsNeverTwice(api)
 }
 
 func (l *lab) launcher(name, node string) types.UID {

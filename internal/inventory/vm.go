@@ -1,6 +1,8 @@
 package inventory
 
 import (
+	"strings"
+
 	"github.com/weftnet/weft/api/netattach"
 	"github.com/weftnet/weft/internal/kind"
 	"github.com/weftnet/weft/internal/store"
@@ -23,4 +25,22 @@ func KeptByVMs(obj *store.Object) bool {
 	}
 	config, err := configOf(definition.FullName(), main)
 	return err == nil && config.ClusterWide
+}
+
+// TakesMAC says whether a NIC on a network gets the MAC that it is to have, as far as
+// the definition tells: what stands in files of the nodes may.
+func TakesMAC(obj *store.Object) bool {
+	definition, err := netattach.FromObject(obj.Object)
+	if err != nil {
+		return false
+	}
+	if strings.TrimSpace(definition.Config) == "" {
+		return true
+	}
+	conf, err := netattach.ParseConfig([]byte(definition.Config), obj.GetName())
+	if err != nil {
+		return false
+	}
+	_, native := kind.Lookup(conf.Plugins[0].Type)
+	return conf.TakesMAC(native)
 }

@@ -31,6 +31,8 @@ type ControllerFacts struct {
 	// Waiting are addresses whose owners ended and that are not given back yet, by
 	// reason.
 	Waiting map[string]int
+	// MACCollisions are MACs that several stations have on one network.
+	MACCollisions float64
 	// Disagreements are in what Whereabouts gave, as it was imported.
 	Disagreements float64
 }
@@ -117,12 +119,13 @@ var (
 	leasesDesc  = prometheus.NewDesc("weft_leases", "Addresses held in the cluster, as the leader knows them, by whether their lease can be read.", []string{"readable"}, nil)
 	waitingDesc = prometheus.NewDesc("weft_leases_waiting", "Addresses whose owners ended and that are not given back yet, by reason: grace, node-silent (it was not heard from since), node-keeps (its agent gives it back), unanswered.", []string{"reason"}, nil)
 	importDesc  = prometheus.NewDesc("weft_import_disagreements", "What did not fit together in the objects of Whereabouts when they were imported.", nil, nil)
+	macsDesc    = prometheus.NewDesc("weft_mac_collisions", "MACs that several Pods or VMs that run have on one network; events MACCollision name them.", nil, nil)
 	poolDesc    = prometheus.NewDesc("weft_pool_addresses", "Addresses of a network's range, by state: free, used, reserved (held for somebody who has none at the moment), conflict (a stranger uses it).", []string{"network", "range", "state"}, nil)
 )
 
 // Describe is a prometheus.Collector's.
 func (controllerPresent) Describe(to chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{leadingDesc, leasesDesc, waitingDesc, importDesc, poolDesc} {
+	for _, desc := range []*prometheus.Desc{leadingDesc, leasesDesc, waitingDesc, importDesc, macsDesc, poolDesc} {
 		to <- desc
 	}
 }
@@ -147,6 +150,7 @@ func (p controllerPresent) Collect(to chan<- prometheus.Metric) {
 		gauge(waitingDesc, float64(count), reason)
 	}
 	gauge(importDesc, facts.Disagreements)
+	gauge(macsDesc, facts.MACCollisions)
 	for _, pool := range facts.Pools[:min(len(facts.Pools), maxPools)] {
 		gauge(poolDesc, pool.Free, pool.Network, pool.Range, "free")
 		gauge(poolDesc, pool.Used, pool.Network, pool.Range, "used")

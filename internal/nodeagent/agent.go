@@ -62,6 +62,9 @@ type Options struct {
 	// AdviserToken is a file with the token to ask the cluster's adviser with, which
 	// is found by a ConfigMap in Namespace; empty: addresses are chosen here.
 	AdviserToken, Namespace string
+	// RefuseMACs: a Pod that asks for a MAC that is another's on the network is not
+	// attached. Else that is told of.
+	RefuseMACs bool
 	// Version is told in the metrics.
 	Version string
 	// Install keeps weft in the runtime's directories; nil: somebody else does.
@@ -154,7 +157,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	a.engine, err = chain.New(ctx, chain.Options{
 		Instance: opt.Instance, Machine: opt.Node, Records: records, Dataplane: plane, Host: plane.Host(), Addresses: a.leases, Leases: a.leases,
 		Networks: definitions{networks.Definitions{Reader: a.cache}, networks.Definitions{Reader: a.api}}, BinDirs: opt.BinDirs, HostRoot: opt.HostRoot,
-		Cluster: true, Claims: a.claims, Keep: a.claims.keep, Devices: device.NewKubelet(opt.HostRoot, opt.KubeletDir), Observe: a.observe, Warned: a.warned, Strange: a.strange, Log: opt.Log,
+		Cluster: true, Claims: a.claims, Keep: a.claims.keep, MACs: macs{a.api, opt.RefuseMACs}, Devices: device.NewKubelet(opt.HostRoot, opt.KubeletDir), Observe: a.observe, Warned: a.warned, Strange: a.strange, Log: opt.Log,
 	})
 	if err != nil {
 		return err

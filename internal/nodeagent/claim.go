@@ -105,7 +105,7 @@ func (c *claims) Claim(ctx context.Context, namespace, name string) (*netattach.
 	defer cancel()
 	key := store.Key{Namespace: namespace, Name: name}
 	obj, err := c.api.Get(ctx, networks.ClaimKind, key)
-	if kind, ok := errors.AsType[*hint.Error](err); ok && kind.Field == "kind" {
+	if unserved(err) {
 		return nil, chain.ErrNoClaims
 	}
 	if errors.Is(err, store.ErrNotFound) {

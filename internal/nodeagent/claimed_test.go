@@ -233,6 +233,11 @@ func TestLauncher(t *testing.T) {
 	l.nad("loose", `{"cniVersion":"1.0.0","type":"bridge","bridge":"loose0","allowPersistentIPs":false,"ipam":{"type":"whereabouts","range":"10.74.0.0/24"}}`)
 	const one, two = "web.1.pod3a7b1c2d4e5", "web.1.pod0f9e8d7c6b5"
 	first := l.launcher("web.1")
+	code(t, first.add(), types.ErrTryAgainLater, "NICIdentity "+l.ns+"/"+one, "is not there yet", "weft-controller")
+	keeps := map[string]string{"pod3a7b1c2d4e5": "02:00:00:00:00:0a", "pod0f9e8d7c6b5": "02:00:00:00:00:0b", "pod11111111111": "02:00:00:00:00:0c"}
+	for nic, mac := range keeps {
+		l.identity("web.1."+nic, mac)
+	}
 	l.claim(one)
 	code(t, first.add(), types.ErrTryAgainLater, two, "is not there yet", "weft-controller")
 	l.claim(two)
@@ -243,6 +248,8 @@ func TestLauncher(t *testing.T) {
 	if had["pod3a7b1c2d4e5"] == had["pod0f9e8d7c6b5"] || len(had) != 5 {
 		t.Errorf("the launcher has %v", had)
 	}
+	first.wears(keeps)
+	first.check()
 	first.end()
 	between := l.pod("lan,loose")
 	between.sandbox(true)
@@ -261,6 +268,7 @@ func TestLauncher(t *testing.T) {
 	}
 	// A network that is plugged in goes by the same rule.
 	l.claim("web.1.pod22222222222")
+	l.identity("web.1.pod22222222222", "02:00:00:00:00:0d")
 	second.annotate(netattach.NetworksAnnotation, strings.TrimSuffix(second.annotations[netattach.NetworksAnnotation], "]")+`,{"name":"lan","interface":"pod22222222222"}]`)
 	l.eventually("it is plugged in", func() error {
 		if second.addresses()["pod22222222222"] == "" {
@@ -269,6 +277,8 @@ func TestLauncher(t *testing.T) {
 		return nil
 	})
 	plugged := second.addresses()["pod22222222222"]
+	keeps["pod22222222222"] = "02:00:00:00:00:0d"
+	second.wears(keeps)
 	second.end()
 	between.end()
 	if got := l.holders(); !slices.Contains(got, plugged+" web.1.pod22222222222") || len(got) != 3 {

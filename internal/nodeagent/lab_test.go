@@ -71,6 +71,7 @@ type lab struct {
 	agent  *exec.Cmd
 	ended  chan struct{}
 	pods   int
+	flags  []string // more of weft-node's
 }
 
 func newLab(t *testing.T) *lab {
@@ -181,6 +182,7 @@ func (l *lab) start(env ...string) bool {
 	}
 	l.agent = exec.Command("nsenter", "--net="+l.c.NetNS(), "--", filepath.Join(l.bin, "weft-node"),
 		"--root", l.dir, "--node", "n1", "--kubeconfig", kubeconfig, "--cni-bin-dirs", l.bin, "--http-address", labWeb, "--pprof")
+	l.agent.Args = append(l.agent.Args, l.flags...)
 	l.agent.Env = append(os.Environ(), env...)
 	log, err := os.OpenFile(filepath.Join(l.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
