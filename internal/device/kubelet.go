@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"path/filepath"
 	"slices"
 	"time"
@@ -113,7 +114,8 @@ func (k *Kubelet) ask(ctx context.Context, method string) ([]byte, error) {
 				continue
 			}
 		}
-		if err != nil && ctx.Err() != nil && tooOften != nil {
+		late, ok := errors.AsType[net.Error](err) // a dial's deadline may be noticed before that of ctx
+		if over := ctx.Err() != nil || ok && late.Timeout(); err != nil && over && tooOften != nil {
 			err = tooOften // says more than that the time is over
 		}
 		if err != nil {
