@@ -143,6 +143,35 @@ func (s *Store) assertAll(ctx context.Context, users Users) error {
 	return nil
 }
 
+// succeed has the lease of an address say that the attachment has it, if it says so of
+// one of this node that has ended: an older copy of the store brings such back.
+func (t *taker) succeed(ctx context.Context, lease ipam.Lease, pool string, users Users) bool {
+	obj, err := t.ask(ctx, func(ctx context.Context) (*store.Object, error) {
+		return t.API.Get(ctx, v1alpha1.AddressLeaseKind, store.Key{Name: Name(lease.Scope, lease.Addr)})
+	})
+	if err != nil {
+		return false // again, at the next look
+	}
+	is, err := v1alpha1.LeaseFromObject(obj)
+	if err != nil || is.Spec.Node != t.Node || is.Spec.IP != lease.Addr || is.Spec.Scope != string(lease.Scope) {
+		return false
+	}
+	was := ipam.Lease{Scope: lease.Scope, Addr: lease.Addr, Owner: ownerOf(is.Spec)}
+	if nodeless(was.Owner) || nodeless(lease.Owner) || t.wanted(ctx, was, users) || !users.IfUnused(was, func() {}) {
+		return false
+	}
+	is.Spec = t.spec(lease, pool)
+	is.Labels = labels(is.Spec)
+	next := is.Object()
+	next.SetUID(obj.GetUID())
+	next.SetResourceVersion(obj.GetResourceVersion())
+	made, err := t.ask(ctx, func(ctx context.Context) (*store.Object, error) { return t.API.Update(ctx, next) })
+	if err == nil {
+		t.note(lease, made, false)
+	}
+	return err == nil
+}
+
 // unasserted says whether an address is held here, and neither in the cluster nor, as
 // far as is known, by another.
 func (s *Store) unasserted(lease ipam.Lease) bool {

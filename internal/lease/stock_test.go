@@ -180,3 +180,33 @@ func TestEpochOfStock(t *testing.T) {
 		})
 	}
 }
+
+// TestEpochOnOneNode: in the older copy an address is that of a sandbox of the node which
+// has ended, and by now another one of the same node has it.
+func TestEpochOnOneNode(t *testing.T) {
+	api := newAPI(t)
+	k := &chief{t: t, api: api.Store}
+	k.write(nil)
+	a := newNode(t, api, "n1")
+	one := parse(t, `{"type":"whereabouts","range":"10.0.0.8-10.0.0.8/24"}`)
+	a.follow()
+	a.mustAdd(one, "old")
+	copied := everything(t, api)
+	k.write(nil) // a beat since
+	a.settle()
+	a.del("old")
+	a.mustAdd(one, "new")
+
+	k.api = older(t, copied, a)
+	a.settle()
+	k.write(func(spec *v1alpha1.AddressEpochSpec) { spec.Epoch, spec.Stage = 2, v1alpha1.EpochCleaning })
+	a.settle()
+	k.write(func(spec *v1alpha1.AddressEpochSpec) { spec.Stage = v1alpha1.EpochAsserting })
+	a.settle()
+	k.write(func(spec *v1alpha1.AddressEpochSpec) { spec.Stage = v1alpha1.EpochOpen })
+	a.settle()
+	same(t, "leases", objects(t, k.api), []string{"10.0.0.8 n1 new/net1"})
+	same(t, "told of conflicts", a.conflicts, nil)
+	a.del("new")
+	nothingLeft(t, k.api, a)
+}

@@ -101,11 +101,10 @@ func (s *Store) syncOurs(ctx context.Context) error {
 		}
 		lease := ipam.Lease{Scope: ipam.Scope(found.Spec.Scope), Addr: found.Spec.IP, Owner: ownerOf(found.Spec)}
 		if found.Spec.Node == s.Node && found.Spec.Owner.Kind != v1alpha1.OwnerWhereabouts && !touched[keyOf(lease)] {
-			there[keyOf(lease)] = true
 			if old := s.supersedeLocked(lease); old != "" {
 				superseded = append(superseded, old)
 			}
-			s.meetLocked(lease, obj, found.Spec.Journal)
+			there[keyOf(lease)] = s.meetLocked(lease, obj, found.Spec.Journal)
 			s.sinceLocked(lease, found.Spec.Since)
 		}
 	}
@@ -118,8 +117,8 @@ func (s *Store) syncOurs(ctx context.Context) error {
 	return nil
 }
 
-// meetLocked takes up a lease that was listed.
-func (s *Store) meetLocked(lease ipam.Lease, obj *store.Object, journal string) {
+// meetLocked takes up a lease that was listed. false: here another has the address.
+func (s *Store) meetLocked(lease ipam.Lease, obj *store.Object, journal string) bool {
 	h := s.leases[keyOf(lease)]
 	ahead := lease.Owner == s.nodeOwner()
 	switch {
@@ -130,14 +129,14 @@ func (s *Store) meetLocked(lease ipam.Lease, obj *store.Object, journal string) 
 		if h.release == nil || !h.release.busy {
 			h.uid, h.revision = obj.GetUID(), obj.GetResourceVersion()
 		}
-		return
+		return true
 	case h != nil:
 		s.Log.Error("an address is another's in the cluster than here", "address", lease.Addr, "cluster", lease.Owner, "here", h.owner)
-		return
+		return false
 	}
 	if err := s.memory.Hold(lease); err != nil {
 		s.Log.Error("an address is another's in the cluster than here", "address", lease.Addr, "cluster", lease.Owner, "err", err)
-		return
+		return false
 	}
 	h = &held{owner: lease.Owner, uid: obj.GetUID(), revision: obj.GetResourceVersion()}
 	sandbox, _, _ := strings.Cut(string(lease.Owner), "/")
@@ -151,6 +150,7 @@ func (s *Store) meetLocked(lease ipam.Lease, obj *store.Object, journal string) 
 		s.found[keyOf(lease)] = journal
 		s.wakeKeeper()
 	}
+	return true
 }
 
 // Sweep has leases given back that nobody uses any more, at the second look.
@@ -230,6 +230,9 @@ func (s *Store) assert(ctx context.Context, lease ipam.Lease, users Users) bool 
 	taker := s.taker(box, a)
 	taker.asserts = true
 	err := taker.create(ctx, lease, pool, true)
+	if errors.Is(err, ipam.ErrTaken) && taker.succeed(ctx, lease, pool, users) {
+		err = nil
+	}
 	if errors.Is(err, ipam.ErrTaken) {
 		s.conflict(ctx, lease, users, err)
 		return true
