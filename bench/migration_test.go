@@ -63,6 +63,10 @@ func TestMigration(t *testing.T) {
 	end = api.controller(program, "handBack", "whereabouts")
 	gives("d", "10.0.0.1/24") // which came free
 	gives("e", "10.0.0.3/24")
+	if _, err := w.call(t.Context(), "DEL", keys, "b"); err != nil { // which weft knew no Pod of
+		t.Error(err)
+	}
+	gives("f", "10.0.0.2/24")
 	end()
 }
 

@@ -148,7 +148,7 @@ func TestTakeOver(t *testing.T) {
 	second := l.controller("second", 10982, "--whereabouts=takeOver")
 	l.gives(takeover.ByWeft)
 	l.holds(
-		"10.9.0.1 n1 box-a Pod default/a "+string(a), "10.9.0.2   Whereabouts default/gone ",
+		"10.9.0.1 n1 box-a Pod default/a "+string(a), "10.9.0.2  box-gone Whereabouts default/gone ",
 		"10.9.0.3 n1 box-x Pod default/x "+string(x), "10.9.0.4   Whereabouts default/late ",
 	)
 	if !l.refused(reservationsPath, reservation("10.9.0.5", "default/later")) {

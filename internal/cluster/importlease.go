@@ -216,10 +216,13 @@ func specOf(l takeover.Lease, certain bool) v1alpha1.AddressLeaseSpec {
 	if l.Pool.IsValid() {
 		spec.Pool = l.Pool.String()
 	}
+	if len(l.ContainerID) <= nameMax { // Whereabouts' plugin goes by it, when it has the address again
+		spec.Sandbox = l.ContainerID
+	}
 	namespace, name, _ := strings.Cut(l.PodRef, "/")
 	spec.Owner = v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerWhereabouts, Namespace: namespace[:min(len(namespace), nameMax)], Name: name[:min(len(name), nameMax)]}
 	if certain && l.UID != "" && l.ContainerID != "" {
-		spec.Node, spec.Sandbox = l.Node, l.ContainerID
+		spec.Node = l.Node
 		spec.Owner.Kind, spec.Owner.UID = v1alpha1.OwnerPod, types.UID(l.UID)
 	}
 	return spec
