@@ -14,8 +14,8 @@ import (
 )
 
 // TestMigration: the real controller takes a cluster over from the real Whereabouts
-// and hands it back. While the one gives addresses the other cannot, and Pods end all
-// the time.
+// and hands it back, after a time in which both give addresses. While the one gives them
+// alone the other cannot, and Pods end all the time.
 func TestMigration(t *testing.T) {
 	api := newKubeAPI(t)
 	w := newWhereaboutsPlugin(t, api)
@@ -41,7 +41,11 @@ func TestMigration(t *testing.T) {
 	gives("a", "10.0.0.1/24")
 	gives("b", "10.0.0.2/24")
 
-	end := api.controller(program, "takeOver", "weft")
+	end := api.controller(program, "mixed", "mixed")
+	newMixedBench(t, api, w).run()
+	end()
+
+	end = api.controller(program, "takeOver", "weft")
 	if got, err := w.add(t.Context(), keys, "c"); err == nil {
 		t.Errorf("weft gives addresses, and Whereabouts gave %v", got)
 	}
@@ -84,7 +88,7 @@ func (a *kubeAPI) controller(program, wish, giver string) (end func()) {
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		a.tb.Fatal(err)
 	}
-	cmd := exec.Command("nsenter", "--net="+a.cluster.NetNS(), "--", program, "--kubeconfig="+file, "--namespace=kube-system", "--name=test", "--compare-every=5s", "--whereabouts="+wish)
+	cmd := exec.Command("nsenter", "--net="+a.cluster.NetNS(), "--", program, "--kubeconfig="+file, "--namespace=kube-system", "--name=test", "--compare-every=5s", "--collect-after=1s", "--whereabouts="+wish)
 	cmd.Stderr = a.tb.Output()
 	if err := cmd.Start(); err != nil {
 		a.tb.Fatal(err)

@@ -100,6 +100,9 @@ const (
 	StickyLabel   = "weft.network/sticky"
 	// ImportedLabel is on the leases of what Whereabouts gave.
 	ImportedLabel = "weft.network/imported"
+	// ReservedLabel is on those whose address is reserved as Whereabouts does, which
+	// gives addresses at the same time.
+	ReservedLabel = "weft.network/reserved"
 )
 
 // LeaseFromObject reads a lease.

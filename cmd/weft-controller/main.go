@@ -27,7 +27,7 @@ func main() {
 	advertise := flags.String("advertise-address", os.Getenv("POD_IP"), "with --adviser-address: address of this machine that nodes reach; without, that in POD_IP")
 	grace := flags.Duration("collect-after", 30*time.Second, "give back addresses whose owner ended this long ago, if its node did not")
 	compare := flags.Duration("compare-every", 5*time.Minute, "how often all leases are compared with their owners")
-	whereabouts := flags.String("whereabouts", "", "what to do about Whereabouts, see docs/whereabouts-migration.md: takeOver or handBack; without, who gives addresses goes on")
+	whereabouts := flags.String("whereabouts", "", "what to do about Whereabouts, see docs/whereabouts-migration.md: takeOver, handBack or mixed; without, who gives addresses goes on")
 	whereaboutsNamespace := flags.String("whereabouts-namespace", "kube-system", "where Whereabouts keeps its objects")
 	mirror := flags.Bool("whereabouts-mirror", true, "show what weft leased in Whereabouts' objects, where it was taken over")
 	importedFor := flags.Duration("imported-for", 24*time.Hour, "give back addresses that Whereabouts gave to nobody knows whom after so long")

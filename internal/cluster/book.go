@@ -266,6 +266,13 @@ func (b *book) pick(wanted func(*held) bool) map[string][]netip.Addr {
 	return out
 }
 
+// has says whether there is a lease of that name, as far as is known.
+func (b *book) has(name string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.leases[name] != nil
+}
+
 // OfWhereabouts says whether an address of one of its networks is held.
 func (b *book) OfWhereabouts() bool {
 	b.mu.Lock()

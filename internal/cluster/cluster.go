@@ -54,8 +54,8 @@ type Options struct {
 	// Grace is for how long an owner must have ended before its addresses are given
 	// back, and Compare how often everything is read anew.
 	Grace, Compare time.Duration
-	// Whereabouts is what is to be done about Whereabouts: TakeOver, HandBack, or
-	// nothing. Its objects are in WhereaboutsNamespace.
+	// Whereabouts is what is to be done about Whereabouts: TakeOver, HandBack, Mixed,
+	// or nothing. Its objects are in WhereaboutsNamespace.
 	Whereabouts, WhereaboutsNamespace string
 	// Mirror says that Whereabouts' objects show what weft leased.
 	Mirror bool

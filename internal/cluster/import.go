@@ -21,9 +21,11 @@ const (
 	TakeOver = "takeOver"
 	// HandBack makes Whereabouts' objects of the leases, and has it give the rest.
 	HandBack = "handBack"
+	// Mixed has both give addresses, on different nodes.
+	Mixed = "mixed"
 )
 
-var wishes = map[string]takeover.Giver{TakeOver: takeover.ByWeft, HandBack: takeover.ByWhereabouts}
+var wishes = map[string]takeover.Giver{TakeOver: takeover.ByWeft, HandBack: takeover.ByWhereabouts, Mixed: takeover.Mixed}
 
 // settleFor is how long nothing may be written by who gave addresses so far, before
 // what it gave is read: API servers learn of the ConfigMap one after another, and
@@ -46,6 +48,7 @@ type beside struct {
 	// strays are the leases that were to be given back at the last look.
 	strays map[string]bool
 	looked time.Time
+	locks  locks
 }
 
 // String names the task.
@@ -91,6 +94,8 @@ func (b *beside) turn(ctx context.Context) (time.Duration, error) {
 	switch {
 	case to == "" || to == takeover.ByWhereabouts && now.By == "":
 		return b.Compare, b.defend(ctx)
+	case to == now.By && now.By == takeover.Mixed:
+		return min(b.Grace, b.Compare), errors.Join(b.stay(ctx), b.keepLocks(ctx))
 	case to == now.By:
 		return b.Compare, b.stay(ctx)
 	}
@@ -103,10 +108,11 @@ func (b *beside) pass(ctx context.Context, now takeover.Giving, to takeover.Give
 		return b.Compare, err // there is nothing of Whereabouts
 	}
 	if now.By != takeover.ByNobody || now.To != to {
-		if to == takeover.ByWeft {
-			if err := b.ready(ctx); err != nil {
-				return 0, err
-			}
+		if err := b.ready(ctx, to); err != nil {
+			return 0, err
+		}
+		if now.By == takeover.ByWhereabouts && to == takeover.Mixed { // who goes on to give them
+			return 0, b.declare(ctx, takeover.Giving{By: to})
 		}
 		return 0, b.declare(ctx, takeover.Giving{By: takeover.ByNobody, To: to})
 	}
@@ -120,7 +126,10 @@ func (b *beside) pass(ctx context.Context, now takeover.Giving, to takeover.Give
 	if err == nil {
 		err = b.take(ctx)
 	}
-	if err == nil && to == takeover.ByWhereabouts {
+	if err == nil && to == takeover.ByWeft {
+		err = b.unlockAll(ctx)
+	}
+	if err == nil && to != takeover.ByWeft { // what is weft's, Whereabouts must know of
 		err = b.handBack(ctx)
 	}
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -145,6 +146,12 @@ func TestTakeOver(t *testing.T) {
 	t.Log("as it was")
 
 	l.signal(first, syscall.SIGTERM)
+	both := l.controller("both", 10986, "--whereabouts=mixed")
+	l.gives(takeover.Mixed)
+	l.mixedOn(held)
+	l.signal(both, syscall.SIGTERM)
+	t.Log("mixed")
+
 	second := l.controller("second", 10982, "--whereabouts=takeOver")
 	l.gives(takeover.ByWeft)
 	l.holds(
@@ -160,10 +167,11 @@ func TestTakeOver(t *testing.T) {
 	if serves, err := held.Serves(t.Context(), false); !serves || err != nil {
 		t.Errorf("without the plugin: %v, %v", serves, err)
 	}
-	for _, want := range []string{"10.9.0.5", "10.9.0.6"} {
-		if _, err := l.give(held, `"range":"10.9.0.0/29"`, "late-"+want); err != nil {
-			t.Error(err)
-		}
+	if got, err := l.give(held, `"range":"10.9.0.0/29"`, "late-10.9.0.6"); err == nil || !strings.Contains(err.Error(), "reserve") {
+		t.Errorf("the node has not heard of it: %s, %v", got, err)
+	}
+	if _, err := l.give(held, `"range":"10.9.0.0/29"`, "late-10.9.0.6"); err != nil {
+		t.Error(err)
 	}
 	if got, err := l.give(held, `"range":"10.9.0.0/29"`, "none-left"); err == nil {
 		t.Errorf("%s was given twice", got)
@@ -182,7 +190,7 @@ func TestTakeOver(t *testing.T) {
 	if held := l.held(); !slices.Contains(held, "10.9.0.2") || !slices.Contains(held, "10.9.0.4") || !slices.Contains(held, "10.9.0.1") {
 		t.Errorf("held: %v", held)
 	}
-	l.mirrors("10.9.0.1 default/a weft", "10.9.0.2 default/gone weft", "10.9.0.4 default/late weft", "10.9.0.5 default/late-10.9.0.5 weft", "10.9.0.6 default/late-10.9.0.6 weft")
+	l.mirrors("10.9.0.1 default/a weft", "10.9.0.2 default/gone weft", "10.9.0.4 default/late weft", "10.9.0.5 default/stays weft", "10.9.0.6 default/late-10.9.0.6 weft")
 	l.signal(second, syscall.SIGTERM)
 	third := l.controller("third", 10983, "--imported-for=1s")
 	l.eventually("what nobody has is free in the end", func() error {
@@ -191,13 +199,13 @@ func TestTakeOver(t *testing.T) {
 		}
 		return nil
 	})
-	l.mirrors("10.9.0.1 default/a weft", "10.9.0.5 default/late-10.9.0.5 weft", "10.9.0.6 default/late-10.9.0.6 weft")
+	l.mirrors("10.9.0.1 default/a weft", "10.9.0.5 default/stays weft", "10.9.0.6 default/late-10.9.0.6 weft")
 	t.Log("shown")
 
 	l.signal(third, syscall.SIGTERM)
 	fourth := l.controller("fourth", 10984, "--whereabouts=handBack")
 	l.gives(takeover.ByWhereabouts)
-	l.mirrors("10.9.0.1 default/a ", "10.9.0.5 default/late-10.9.0.5 ", "10.9.0.6 default/late-10.9.0.6 ")
+	l.mirrors("10.9.0.1 default/a ", "10.9.0.5 default/stays ", "10.9.0.6 default/late-10.9.0.6 ")
 	if got, err := l.give(held, `"range":"10.9.0.0/29"`, "refused"); err == nil {
 		t.Errorf("weft gives %s", got)
 	}
@@ -213,6 +221,110 @@ func TestTakeOver(t *testing.T) {
 	l.gives(takeover.ByWeft)
 	if got, want := l.held(), []string{"10.9.0.1", "10.9.0.2", "10.9.0.5", "10.9.0.6"}; !slices.Equal(got, want) {
 		t.Errorf("held %v, want %v", got, want)
+	}
+}
+
+// mixedOn has a node give addresses of a range at the same time as Whereabouts. One of them
+// stays.
+func (l *lab) mixedOn(held *lease.Store) {
+	l.t.Helper()
+	const keys = `"range":"10.9.0.0/29"`
+	ctx := l.t.Context()
+	l.eventually("a node with the plugin gives addresses, too", func() error { // it asks anew after a while
+		if serves, err := held.Serves(ctx, true); !serves || err != nil {
+			return fmt.Errorf("%v, %w", serves, err)
+		}
+		return nil
+	})
+	if _, err := l.give(held, keys+`,"enable_overlapping_ranges":false`, "off"); err == nil || !strings.Contains(err.Error(), "default/lan: ipam.enable_overlapping_ranges") {
+		l.t.Errorf("without reservations: %v", err)
+	}
+	if got, err := l.give(held, keys, "beside"); err != nil || got != "10.9.0.6" {
+		l.t.Fatalf("beside Whereabouts: %q, %v", got, err)
+	}
+	if l.refused(reservationsPath, reservation("10.9.0.5", "default/other")) {
+		l.t.Error("Whereabouts may not give addresses")
+	}
+	if err := held.End(ctx, ipam.AttachmentOwner("beside", "net1")); err != nil {
+		l.t.Error(err)
+	}
+	l.reserves("10.9.0.6")
+	l.ask("DELETE", reservationsPath+"/10.9.0.5", "", nil)
+	if got, err := l.give(held, keys, "stays"); err != nil || got != "10.9.0.5" {
+		l.t.Fatalf("beside Whereabouts: %q, %v", got, err)
+	}
+	l.ask("DELETE", reservationsPath+"/10.9.0.5", "", nil) // as Whereabouts' plugin deletes it
+	l.reserves("10.9.0.5 default/stays@n1")
+
+	// What an agent may do.
+	lock := func(node string) *store.Object {
+		scope, addr := ipam.WhereaboutsScope("", netip.Prefix{}), netip.MustParseAddr("10.9.0.6")
+		return &store.Object{Object: takeover.Lock(takeover.LockFor{
+			Namespace: "kube-system", Name: lease.Name(scope, addr), Owner: "gone/net1", Lease: takeover.Lease{Scope: scope, Addr: addr, PodRef: "default/gone", Node: node},
+		}).Object()}
+	}
+	refused := func(what string, err error) {
+		l.t.Helper()
+		if _, is := errors.AsType[*hint.Error](err); !is {
+			l.t.Errorf("an agent may %s: %v", what, err)
+		}
+	}
+	_, err := held.API.Create(ctx, lock("n2"))
+	refused("reserve for another node", err)
+	theirs, err := held.API.Get(ctx, reservationKind, store.Key{Namespace: "kube-system", Name: "10.9.0.1"})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	refused("delete what Whereabouts reserved", held.API.Delete(ctx, reservationKind, store.KeyOf(theirs), store.Precondition{UID: theirs.GetUID()}))
+	theirs.SetLabels(takeover.Mine())
+	_, err = held.API.Update(ctx, theirs)
+	refused("change what Whereabouts reserved", err)
+	_, err = held.API.Create(ctx, lease.Document(v1alpha1.AddressLeaseSpec{
+		IP: netip.MustParseAddr("10.9.0.6"), Scope: "whereabouts:", Node: "n1", Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerPod, Name: "x"},
+	}).Object())
+	refused("lease what is not reserved", err)
+
+	// It dies before it has its lease.
+	if _, err := held.API.Create(ctx, lock("n1")); err != nil {
+		l.t.Fatal(err)
+	}
+	l.reserves("10.9.0.6 default/gone@n1")
+	l.eventually("what has no lease is not reserved", func() error {
+		if all := l.reservations(); slices.Contains(all, "10.9.0.6 default/gone@n1") {
+			return fmt.Errorf("reserved are %q", all)
+		}
+		return nil
+	})
+}
+
+// reservations gives those there are.
+func (l *lab) reservations() (all []string) {
+	l.t.Helper()
+	var list struct {
+		Items []struct {
+			Metadata struct {
+				Name string `json:"name"`
+			} `json:"metadata"`
+			Spec struct {
+				PodRef string `json:"podref"`
+			} `json:"spec"`
+		} `json:"items"`
+	}
+	l.ask("GET", reservationsPath, "", &list)
+	for _, is := range list.Items {
+		all = append(all, is.Metadata.Name+" "+is.Spec.PodRef)
+	}
+	return all
+}
+
+// reserves says whether there is that reservation, or, without its Pod, none.
+func (l *lab) reserves(want string) {
+	l.t.Helper()
+	all := l.reservations()
+	name, _, wanted := strings.Cut(want, " ")
+	is := slices.ContainsFunc(all, func(one string) bool { return strings.HasPrefix(one, name+" ") })
+	if wanted && !slices.Contains(all, want) || !wanted && is {
+		l.t.Errorf("reserved are %q, want %q", all, want)
 	}
 }
 
@@ -300,7 +412,7 @@ func (w walled) Update(ctx context.Context, obj *store.Object) (*store.Object, e
 // on the way back: what the next one makes of it is what one would have made.
 func TestCutShort(t *testing.T) {
 	t.Parallel()
-	for _, wish := range []string{TakeOver, HandBack} {
+	for _, wish := range []string{TakeOver, HandBack, Mixed} {
 		t.Run(wish, func(t *testing.T) {
 			t.Parallel()
 			least := 7
@@ -320,9 +432,8 @@ func cutShort(t *testing.T, wish string, after int) bool {
 	c := newCluster(t)
 	c.node("n1")
 	c.whereabouts()
-	well := walled{c.Store, func(string, *store.Object) error { return nil }}
 	if wish == HandBack {
-		stop := c.besides(well, TakeOver)
+		stop := c.besides(walled{c.Store, heals}, TakeOver)
 		<-c.given(takeover.ByWeft)
 		stop()
 		c.remove(ipPoolKind, "kube-system", "10.0.0.0-24")
@@ -330,6 +441,38 @@ func cutShort(t *testing.T, wish string, after int) bool {
 			c.remove(reservationKind, "kube-system", addr)
 		}
 	}
+	if !c.killed(wish, after) {
+		return false
+	}
+	want := []string{"10.0.0.1", "10.0.0.2", "10.0.0.3"}
+	if got := c.held(); !slices.Equal(got, want) {
+		t.Fatalf("killed after %d writes: held %v", after, got)
+	}
+	list, _, err := c.List(t.Context(), reservationKind, store.Selector{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var reserved []string
+	for _, obj := range list {
+		reserved = append(reserved, obj.GetName())
+		if len(obj.GetLabels()) > 0 {
+			t.Errorf("killed after %d writes: %s has the labels %v", after, obj.GetName(), obj.GetLabels())
+		}
+	}
+	slices.Sort(reserved)
+	if !slices.Equal(reserved, want) {
+		t.Fatalf("killed after %d writes: reserved %v", after, reserved)
+	}
+	return true
+}
+
+// heals fails no request.
+func heals(string, *store.Object) error { return nil }
+
+// killed kills a controller after some writes, and waits until the next one is done. false:
+// there were not as many, and the first is done.
+func (c *cluster) killed(wish string, after int) bool {
+	c.t.Helper()
 	var mu sync.Mutex // guards writes
 	writes, died := 0, make(chan struct{})
 	stop := c.besides(walled{c.Store, func(verb string, obj *store.Object) error {
@@ -353,27 +496,8 @@ func cutShort(t *testing.T, wish string, after int) bool {
 		return false
 	}
 	stop()
-	stop = c.besides(well, wish)
+	stop = c.besides(walled{c.Store, heals}, wish)
 	<-c.given(wishes[wish])
-	want := []string{"10.0.0.1", "10.0.0.2", "10.0.0.3"}
-	if got := c.held(); !slices.Equal(got, want) {
-		t.Fatalf("killed after %d writes: held %v", after, got)
-	}
-	list, _, err := c.List(t.Context(), reservationKind, store.Selector{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var reserved []string
-	for _, obj := range list {
-		reserved = append(reserved, obj.GetName())
-		if len(obj.GetLabels()) > 0 {
-			t.Errorf("killed after %d writes: %s has the labels %v", after, obj.GetName(), obj.GetLabels())
-		}
-	}
-	slices.Sort(reserved)
-	if !slices.Equal(reserved, want) {
-		t.Fatalf("killed after %d writes: reserved %v", after, reserved)
-	}
 	return true
 }
 

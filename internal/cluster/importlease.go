@@ -114,12 +114,19 @@ func (b *beside) whereaboutsNetworks(ctx context.Context) (all []ipam.Network, c
 	return all, slices.Compact(callers), err
 }
 
-// ready says whether Whereabouts can be taken over: not where plugins that weft does
-// not stand in for ask it themselves.
-func (b *beside) ready(ctx context.Context) error {
-	_, callers, err := b.whereaboutsNetworks(ctx)
+// ready says whether addresses can be given by others from now on. Whereabouts cannot be
+// taken over where plugins that weft does not stand in for ask it themselves, and weft
+// give addresses beside it only where it reserves them.
+func (b *beside) ready(ctx context.Context, to takeover.Giver) error {
+	if to == takeover.ByWhereabouts {
+		return nil
+	}
+	all, callers, err := b.whereaboutsNetworks(ctx)
 	if err != nil {
 		return fmt.Errorf("read networks: %w", err)
+	}
+	if to == takeover.Mixed {
+		return takeover.MixedMode(all)
 	}
 	if len(callers) > 0 {
 		return &hint.Error{

@@ -296,34 +296,9 @@ func change(ctx context.Context, writer store.Store, c takeover.Changes) error {
 		})
 	}
 	for _, r := range c.DeleteReservations {
-		do("delete", func(ctx context.Context) error { return unreserve(ctx, writer, r) })
+		do("delete", func(ctx context.Context) error { return lease.Unreserve(ctx, writer, r) })
 	}
 	return group.Wait()
-}
-
-// unreserve deletes a reservation of ours, as it was read, with its finalizer.
-func unreserve(ctx context.Context, writer store.Store, r *whereabouts.Reservation) error {
-	key, revision := store.Key{Namespace: r.Namespace, Name: r.Name}, r.Revision
-	if slices.Contains(r.Finalizers, takeover.Finalizer) {
-		free := *r
-		free.Finalizers = slices.DeleteFunc(slices.Clone(r.Finalizers), func(name string) bool { return name == takeover.Finalizer })
-		after, err := writer.Update(ctx, &store.Object{Object: free.Object()})
-		if errors.Is(err, store.ErrNotFound) { // gone already
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		revision = after.GetResourceVersion()
-		if r.Deleting { // the last finalizer was ours
-			return nil
-		}
-	}
-	err := writer.Delete(ctx, reservationKind, key, store.Precondition{UID: types.UID(r.UID), Revision: revision})
-	if errors.Is(err, store.ErrNotFound) { // gone already
-		return nil
-	}
-	return err
 }
 
 // handBack makes Whereabouts' objects of all leases, as it would have made them.

@@ -48,7 +48,7 @@ func (t *taker) advised(ctx context.Context, scope ipam.Scope, r ipam.Range, own
 			}
 			taken := errors.Is(err, ipam.ErrTaken)
 			if taken {
-				t.lost(lease, r)
+				t.lost(lease, r, false)
 			}
 			if err := t.settle(ctx, lease, err); !taken {
 				return netip.Addr{}, err

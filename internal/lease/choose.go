@@ -13,13 +13,14 @@ import (
 	"github.com/weftnet/weft/api/v1alpha1"
 	"github.com/weftnet/weft/internal/ipam"
 	"github.com/weftnet/weft/internal/store"
+	"github.com/weftnet/weft/internal/whereabouts"
 )
 
 // Without advice nodes do not know each other's addresses. Each walks a range upward
 // from a place of its own, so that they seldom meet; where another was faster it goes
 // on at a random place, and after lookAfter of those in a row it reads which addresses of
 // the range are held. Only such a reading, of after the question, proves that a range
-// is exhausted.
+// is exhausted. Beside Whereabouts all that is upside down: see mixed.go.
 const (
 	lookAfter = 6
 	// learnedFor is how long what another node holds is believed to be held; from
@@ -52,19 +53,23 @@ func (t *taker) TakeFrom(ctx context.Context, scope ipam.Scope, r ipam.Range, ow
 	if err := t.Epochs.closedNow(); err != nil {
 		return netip.Addr{}, err
 	}
-	if _, err := t.permitted(ctx, scope); err != nil {
+	giving, err := t.permitted(ctx, scope)
+	if err != nil {
 		return netip.Addr{}, err
 	}
-	if addr, ok := t.fromStock(scope, r, owner); ok {
-		return addr, nil
-	}
-	if addr, err := t.advised(ctx, scope, r, owner); err != nil || addr.IsValid() {
-		return addr, err
+	far := giving.By == whereabouts.Mixed
+	if !far {
+		if addr, ok := t.fromStock(scope, r, owner); ok {
+			return addr, nil
+		}
+		if addr, err := t.advised(ctx, scope, r, owner); err != nil || addr.IsValid() {
+			return addr, err
+		}
 	}
 	first, conflicts := time.Now(), 0
 	began := first
 	for {
-		lease, err := t.reserve(scope, r, owner)
+		lease, err := t.next(scope, r, owner, far)
 		if errors.Is(err, errNoneKnown) {
 			again, err := t.seek(ctx, scope, r, began)
 			if err != nil {
@@ -72,6 +77,9 @@ func (t *taker) TakeFrom(ctx context.Context, scope ipam.Scope, r ipam.Range, ow
 			}
 			if again {
 				continue
+			}
+			if far {
+				return netip.Addr{}, t.exhausted(scope, r)
 			}
 			addr, waited, err := t.awaitKept(ctx, scope, r, owner, first)
 			if err != nil || addr.IsValid() {
@@ -92,7 +100,7 @@ func (t *taker) TakeFrom(ctx context.Context, scope ipam.Scope, r ipam.Range, ow
 		}
 		taken := errors.Is(err, ipam.ErrTaken)
 		if taken {
-			t.lost(lease, r)
+			t.lost(lease, r, far)
 		}
 		if err := t.settle(ctx, lease, err); !taken {
 			return netip.Addr{}, err
@@ -105,8 +113,9 @@ func (t *taker) TakeFrom(ctx context.Context, scope ipam.Scope, r ipam.Range, ow
 	}
 }
 
-// reserve holds the next address of a range in memory that is not known to be held.
-func (s *Store) reserve(scope ipam.Scope, r ipam.Range, owner ipam.Owner) (ipam.Lease, error) {
+// next holds the next address of a range in memory that is not known to be held. far: it
+// walks down from the highest.
+func (s *Store) next(scope ipam.Scope, r ipam.Range, owner ipam.Owner, far bool) (ipam.Lease, error) {
 	spans := r.Usable()
 	size := sizeOf(spans)
 	if size == 0 {
@@ -116,7 +125,7 @@ func (s *Store) reserve(scope ipam.Scope, r ipam.Range, owner ipam.Owner) (ipam.
 	defer s.mu.Unlock()
 	walk := walkKey{scope, r.Key()}
 	at, begun := s.walks[walk]
-	if !begun {
+	if !begun && !far {
 		hash := fnv.New64a()
 		_, _ = hash.Write([]byte(s.Node + " " + string(scope) + " " + r.Key())) // never fails (hash.Hash)
 		at = hash.Sum64() % size
@@ -125,6 +134,9 @@ func (s *Store) reserve(scope ipam.Scope, r ipam.Range, owner ipam.Owner) (ipam.
 	for i := range min(size, scanLimit) {
 		offset := (at + i) % size
 		addr := nth(spans, offset)
+		if far {
+			addr = nth(spans, size-1-offset)
+		}
 		if s.memory.Holder(scope, addr) != "" { // its own owner neither, see holdFree
 			continue
 		}
@@ -135,22 +147,33 @@ func (s *Store) reserve(scope ipam.Scope, r ipam.Range, owner ipam.Owner) (ipam.
 		if err := s.memory.Hold(lease); err != nil {
 			continue // another goroutine was faster
 		}
-		s.walks[walk] = (offset + 1) % size
+		s.walks[walk] = (offset + 1) % walked(size, far)
 		return lease, nil
 	}
 	return ipam.Lease{}, errNoneKnown
 }
 
+// walked is how many addresses of a range are walked over and over, as long as one of
+// them is free: the far half is left to weft as long as it can.
+func walked(size uint64, far bool) uint64 {
+	if far {
+		return (size + 1) / 2
+	}
+	return size
+}
+
 // lost learns that another node was faster, and goes on somewhere else.
-func (s *Store) lost(lease ipam.Lease, r ipam.Range) {
+func (s *Store) lost(lease ipam.Lease, r ipam.Range, far bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	others, now := s.othersLocked(lease.Scope), time.Now()
 	if len(others) >= forgetFrom {
 		maps.DeleteFunc(others, func(_ netip.Addr, other learned) bool { return now.Sub(other.when) > learnedFor })
 	}
-	others[lease.Addr] = learned{when: now}
-	s.walks[walkKey{lease.Scope, r.Key()}] = rand.Uint64N(sizeOf(r.Usable())) //nolint:gosec // a place to look at, no secret
+	if other := others[lease.Addr]; other.pool == "" || now.Sub(other.when) > learnedFor {
+		others[lease.Addr] = learned{when: now}
+	}
+	s.walks[walkKey{lease.Scope, r.Key()}] = rand.Uint64N(walked(sizeOf(r.Usable()), far)) //nolint:gosec // a place to look at, no secret
 }
 
 // othersLocked gives what is believed of other nodes in a scope.
@@ -207,6 +230,10 @@ func (s *Store) look(ctx context.Context, scope ipam.Scope, r ipam.Range) error 
 	if err != nil {
 		return unanswered(err)
 	}
+	reserved, err := s.reserved(ctx, scope, r)
+	if err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.looks[walkKey{scope, pool}] = time.Now()
@@ -222,6 +249,15 @@ func (s *Store) look(ctx context.Context, scope ipam.Scope, r ipam.Range) error 
 		if err == nil && lease.Spec.Scope == string(scope) && lease.Spec.Node != s.Node {
 			others[lease.Spec.IP] = learned{when: began, pool: pool}
 		}
+	}
+	for addr := range reserved {
+		if s.memory.Holder(scope, addr) != "" {
+			continue
+		}
+		if others[addr].pool != pool && r.Contains(addr) {
+			s.counts[walkKey{scope, r.Key()}]["Whereabouts"]++
+		}
+		others[addr] = learned{when: began, pool: pool}
 	}
 	return nil
 }

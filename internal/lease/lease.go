@@ -432,7 +432,26 @@ func (t *taker) create(ctx context.Context, lease ipam.Lease, pool string, named
 
 // createObject is create in whatever epoch. late: an answer was lost.
 func (t *taker) createObject(ctx context.Context, lease ipam.Lease, pool string, named bool) (late bool, err error) {
-	document := Document(t.spec(lease, pool)).Object()
+	lock, err := t.lock(ctx, lease, pool)
+	if err == nil {
+		late, err = t.createLease(ctx, lease, pool, named, lock != nil)
+	}
+	if err == nil {
+		err = t.confirm(ctx, lease, lock)
+	}
+	if err != nil && lock != nil && !lock.others && !errors.Is(err, ipam.ErrUnanswered) {
+		_ = t.unlock(ctx, lease) // what is left the controller finds
+	}
+	return late, err
+}
+
+// createLease makes the object itself. reserved: its address is, beside Whereabouts.
+func (t *taker) createLease(ctx context.Context, lease ipam.Lease, pool string, named, reserved bool) (late bool, err error) {
+	is := Document(t.spec(lease, pool))
+	if reserved {
+		is.Labels[v1alpha1.ReservedLabel] = "true"
+	}
+	document := is.Object()
 	lost := false
 	for pause := 20 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		made, err := t.ask(ctx, func(ctx context.Context) (*store.Object, error) { return t.API.Create(ctx, document) })

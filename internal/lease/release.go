@@ -96,6 +96,9 @@ func (s *Store) Release(ctx context.Context, lease ipam.Lease) error {
 // (busy), and then forgets the lease. After an error it is busy no more.
 func (s *Store) giveBack(ctx context.Context, lease ipam.Lease, h *held) error {
 	err := s.deleteObject(ctx, lease, h)
+	if err == nil {
+		err = s.unlock(ctx, lease)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {

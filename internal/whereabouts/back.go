@@ -67,7 +67,9 @@ func (c Changes) None() bool {
 func unmarked(m whereabouts.Meta) whereabouts.Meta {
 	m.Labels, m.Annotations = maps.Clone(m.Labels), maps.Clone(m.Annotations)
 	delete(m.Labels, managedByLabel)
-	delete(m.Annotations, OmittedAnnotation)
+	for _, name := range []string{OmittedAnnotation, NodeAnnotation, leaseAnnotation, ownerAnnotation, unleasedAnnotation} {
+		delete(m.Annotations, name)
+	}
 	m.Finalizers = slices.DeleteFunc(slices.Clone(m.Finalizers), func(name string) bool { return name == Finalizer })
 	return m
 }

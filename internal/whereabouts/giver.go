@@ -1,5 +1,7 @@
 package whereabouts
 
+import "github.com/weftnet/weft/api/whereabouts"
+
 // ConfigMap says, in weft's namespace, who gives addresses of networks with ipam of
 // type whereabouts. The controller writes it, nodes read it, and the API server goes
 // by it: the policy weft-whereabouts refuses what others than those write. Where it
@@ -15,11 +17,15 @@ const (
 
 // Giver is who gives addresses.
 //
-//	            takeOver
-//	Whereabouts ────────▶ Nobody ─▶ Weft
-//	     ▲                                │
-//	     └────────── Nobody ◀─────────────┘
-//	                          handBack
+//	                takeOver
+//	Whereabouts ──────▶ Nobody ───▶ Weft      Whereabouts ─────────▶ Mixed
+//	     ▲                           │                     mixed       │
+//	     └───────── Nobody ◀─────────┘              Nobody ◀───────────┘
+//	                handBack                           │  takeOver, handBack
+//	                                                   ▼
+//	                                           Weft, Whereabouts
+//
+// From Weft to Mixed the way is that of handBack.
 type Giver string
 
 // Givers.
@@ -30,6 +36,9 @@ const (
 	ByNobody Giver = "nobody"
 	// ByWeft: all that Whereabouts gave is leased; its plugin is refused new ones.
 	ByWeft Giver = "weft"
+	// Mixed: both do, weft's nodes each address after they reserved it as Whereabouts
+	// does (Lock).
+	Mixed Giver = "mixed"
 )
 
 // Giving is what the ConfigMap says. The zero value: it is not there.
@@ -66,8 +75,7 @@ const ProbeName = "weft-probe"
 // Probe is a reservation that the policy lets weft's controller make, and the same
 // one as Whereabouts would have it, which the policy must refuse.
 func Probe(namespace string) (allowed, refused map[string]any) {
-	mine := Lock(namespace, Lease{})
-	mine.Name, mine.Finalizers = ProbeName, nil
+	mine := whereabouts.Reservation{Meta: MirrorOptions{Namespace: namespace}.meta(ProbeName)}
 	allowed = mine.Object()
 	mine.Labels, mine.PodRef = nil, "weft/probe"
 	return allowed, mine.Object()

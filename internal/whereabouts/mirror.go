@@ -102,7 +102,7 @@ func (l Lease) poolIn(own netip.Prefix) netip.Prefix {
 }
 
 func (o MirrorOptions) meta(name string) whereabouts.Meta {
-	return whereabouts.Meta{Namespace: o.Namespace, Name: name, Labels: map[string]string{managedByLabel: managedBy}}
+	return whereabouts.Meta{Namespace: o.Namespace, Name: name, Labels: Mine()}
 }
 
 // Changes lead from the objects there are to a mirror. Updates carry UID and
@@ -158,9 +158,9 @@ func (m Mirror) changeReservations(c *Changes, reservations []*whereabouts.Reser
 			c.Create = append(c.Create, want.Object())
 		case !Ours(have.Meta) && !adopt:
 			c.Foreign = append(c.Foreign, whereabouts.ReservationKind+" "+have.Name)
-		case !Ours(have.Meta) || have.PodRef != want.PodRef || have.IfName != want.IfName:
-			changed := *have
-			changed.PodRef, changed.IfName, changed.Meta = want.PodRef, want.IfName, marked(have.Meta, want.Meta)
+		case !Ours(have.Meta) || Locks(have) || have.PodRef != want.PodRef || have.IfName != want.IfName:
+			changed := *Unlocked(have)
+			changed.PodRef, changed.IfName, changed.Meta = want.PodRef, want.IfName, marked(changed.Meta, want.Meta)
 			c.Update = append(c.Update, changed.Object())
 		}
 	}
@@ -180,6 +180,9 @@ func byName[T any](list []T, name func(T) string) map[string]T {
 	}
 	return out
 }
+
+// Mine are the labels of what weft writes.
+func Mine() map[string]string { return map[string]string{managedByLabel: managedBy} }
 
 // Ours says whether weft made an object.
 func Ours(m whereabouts.Meta) bool { return m.Labels[managedByLabel] == managedBy }

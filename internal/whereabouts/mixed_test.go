@@ -14,16 +14,30 @@ import (
 // TestB13Lock: our reservation has whereabouts' name for the address, and stays
 // when those who know no owners delete it.
 func TestB13Lock(t *testing.T) {
-	got := Lock("wb", lease("whereabouts:blue", "2001:db8::1", "2001:db8::/64", "d/a")).Object()
+	its := lease("whereabouts:blue", "2001:db8::1", "2001:db8::/64", "d/a")
+	its.Node = "n1"
+	made := Lock(LockFor{Namespace: "wb", Lease: its, Name: "blue-2001-db8--1", Owner: "box/net1"})
+	got := made.Object()
 	want := map[string]any{
 		"apiVersion": "whereabouts.cni.cncf.io/v1alpha1", "kind": "OverlappingRangeIPReservation",
 		"metadata": map[string]any{
 			"namespace": "wb", "name": "blue-2001-db8--1", "finalizers": []any{"weft.network/address"}, "labels": map[string]any{"app.kubernetes.io/managed-by": "weft"},
+			"annotations": map[string]any{"weft.network/node": "n1", "weft.network/lease": "blue-2001-db8--1", "weft.network/owner": "box/net1"},
 		},
-		"spec": map[string]any{"podref": "d/a", "ifname": "net1"},
+		"spec": map[string]any{"podref": "d/a@n1", "ifname": "net1", "containerid": "c-d/a"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if !LocksFor(made, "box/net1") || LocksFor(made, "other/net1") || Unleased(made) || LockedLease(made) != "blue-2001-db8--1" {
+		t.Errorf("it is read as another: %+v", made)
+	}
+	marked := MarkUnleased(made, true)
+	if !Unleased(marked) || Unleased(made) || Unleased(MarkUnleased(marked, false)) || !LocksFor(marked, "box/net1") {
+		t.Errorf("marked: %+v", marked)
+	}
+	if Locks(Unlocked(made)) || !Locks(made) {
+		t.Error("unlocked is not")
 	}
 }
 
