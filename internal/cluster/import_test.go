@@ -200,6 +200,7 @@ func TestTakeOver(t *testing.T) {
 		return nil
 	})
 	l.mirrors("10.9.0.1 default/a weft", "10.9.0.5 default/stays weft", "10.9.0.6 default/late-10.9.0.6 weft")
+	l.guided()
 	t.Log("shown")
 
 	l.signal(third, syscall.SIGTERM)

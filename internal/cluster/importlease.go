@@ -37,8 +37,9 @@ var (
 const (
 	// importsAtOnce bounds the requests of an import.
 	importsAtOnce = 16
-	// Of what did not fit together the log tells toldAtMost, and the ConfigMap writtenAtMost.
-	toldAtMost, writtenAtMost = 100, 1000
+	// Of what did not fit together the log tells toldAtMost, events of the ConfigMap
+	// eventsAtMost, and the ConfigMap itself writtenAtMost.
+	toldAtMost, eventsAtMost, writtenAtMost = 100, 20, 1000
 )
 
 // objects reads what Whereabouts has written, in a namespace or in all.
@@ -337,6 +338,18 @@ func (b *beside) report(ctx context.Context, list []takeover.Disagreement) error
 	}
 	if err := b.write(ctx, map[string]any{disagreementsKey: text.String()}, ""); err != nil {
 		return fmt.Errorf("write what did not fit together: %w", err)
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	is, err := b.get(ctx, b.key())
+	for _, d := range list[:min(len(list), eventsAtMost)] {
+		if err == nil {
+			err = warn(ctx, b.writer, about{configMapKind, b.key(), is.GetUID()}, "AddressDisagreement", d.String())
+		}
+	}
+	if err != nil {
+		b.Log.Debug("events are not written", "err", err) // the log and the ConfigMap tell it
 	}
 	return nil
 }
