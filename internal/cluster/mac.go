@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,9 +47,10 @@ type macs struct {
 
 	// idle are leases that nobody has, by name and UID, since when.
 	idle map[[2]string]time.Time
-	// said is what went wrong the last time, by what; told are events that were written.
-	said map[string]string
-	told map[string]bool
+	// said is what went wrong at the last look, by what, and says what does at this one;
+	// told are collisions of which there are events.
+	said, says map[string]string
+	told       map[string]bool
 }
 
 // identity is a NICIdentity that we made.
@@ -71,7 +73,7 @@ type macPod struct {
 func newMACs(c *controller, s *state, vms *machines, writer store.Store) *macs {
 	m := &macs{
 		api: c.api, writer: writer, state: s, vms: vms.vms, instances: vms.instances, pool: c.macs, grace: c.Grace, log: c.Log, wake: make(chan struct{}, 1),
-		idle: map[[2]string]time.Time{}, said: map[string]string{}, told: map[string]bool{},
+		idle: map[[2]string]time.Time{}, told: map[string]bool{},
 	}
 	m.leases = newKnown(func(obj *store.Object) (v1alpha1.MACLease, bool) {
 		lease, err := v1alpha1.MACLeaseFromObject(obj)
@@ -236,12 +238,24 @@ func (v *macView) others(mac netstate.MAC, me macUse, anywhere bool) bool {
 	return slices.ContainsFunc(v.uses[mac], func(is macUse) bool { return is != me && (anywhere || is.network == me.network) })
 }
 
+// mine gives the MAC that a NIC has the lease of; empty: of none. Somebody deleted its
+// identity, or we died before we made it.
+func (v *macView) mine(owner v1alpha1.LeaseOwner, nic nic) (mac netstate.MAC) {
+	for _, is := range v.leases {
+		if is.Spec.Owner.UID == owner.UID && is.Spec.Interface == nic.ifName && is.Spec.Network == nic.network.String() && (mac == "" || is.Spec.MAC < mac) {
+			mac = is.Spec.MAC
+		}
+	}
+	return mac
+}
+
 // pass brings MACs in line with the NICs there are.
 func (m *macs) pass(ctx context.Context) {
 	v, ok := m.view()
 	if !ok {
 		return
 	}
+	m.says = map[string]string{}
 	for _, pod := range v.pods {
 		for _, nic := range pod.nics {
 			if pod.vm == "" {
@@ -257,6 +271,7 @@ func (m *macs) pass(ctx context.Context) {
 	}
 	m.sweep(ctx, v)
 	m.collide(ctx, v)
+	m.said = m.says
 }
 
 // asked passes over that another has a MAC that was asked for, which events tell.
@@ -270,11 +285,9 @@ func asked(err error) error {
 // tell tells of an error, once.
 func (m *macs) tell(ctx context.Context, what string, err error) {
 	if err == nil || ctx.Err() != nil || errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrNotFound) {
-		delete(m.said, what)
 		return
 	}
-	if m.said[what] != err.Error() {
-		m.said[what] = err.Error()
+	if m.says[what] = err.Error(); m.said[what] != err.Error() {
 		m.log.Warn("a MAC could not be kept; it is tried again", "of", what, "err", err)
 	}
 }
@@ -282,6 +295,9 @@ func (m *macs) tell(ctx context.Context, what string, err error) {
 // ofVM keeps the identities of a VM's NICs.
 func (m *macs) ofVM(ctx context.Context, v *macView, vm virtualMachine) {
 	running := v.runs[vm.uid]
+	if running.obscure {
+		return // what it has is to stay
+	}
 	wanted := map[string]bool{}
 	for _, nic := range append(slices.Clone(running.nics), vm.nics...) { // what runs counts, the rest comes with a restart
 		name := netattach.ClaimOfVM(vm.key.Name, nic.ifName)
@@ -293,7 +309,7 @@ func (m *macs) ofVM(ctx context.Context, v *macView, vm virtualMachine) {
 			m.tell(ctx, "NICIdentity "+vm.key.Namespace+"/"+name, m.ensure(ctx, v, vm, nic))
 		}
 	}
-	if vm.obscure || running.obscure {
+	if vm.obscure {
 		return
 	}
 	for key, is := range v.identities {
@@ -321,12 +337,12 @@ func (m *macs) ensure(ctx context.Context, v *macView, vm virtualMachine, nic ni
 	case nic.mac != "":
 		want.MAC = nic.mac
 	case want.MAC == "":
-		want.MAC = nic.has
+		want.MAC = cmp.Or(v.mine(owner, nic), nic.has)
 	}
 	var err error
 	if want.MAC == "" {
 		want.MAC, err = m.choose(ctx, v, owner, nic)
-		if h, ok := errors.AsType[*hint.Error](err); ok {
+		if h, ok := errors.AsType[*hint.Error](err); ok && m.said["NICIdentity "+key.String()] != h.Error() {
 			m.event(ctx, about{vm.gvk, vm.key, vm.uid}, "NoFreeMAC", h.Error())
 		}
 	} else {

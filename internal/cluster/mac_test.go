@@ -289,6 +289,8 @@ func TestVMKeepsItsMACs(t *testing.T) {
 	nics[0] = "lan1=lan"
 	c.changeVM(vm, nics...)
 	stays("it asks for none any more")
+	c.remove(v1alpha1.NICIdentityKind, "a", netattach.ClaimOfVM("web", string(vmnet.PodIfName("lan1"))))
+	stays("somebody deleted its identity")
 
 	// NICs and the VM go.
 	c.starts(vm, nics[1:]...)
@@ -477,6 +479,19 @@ func (c *cluster) warned(reason, name, text string) error {
 		}
 	}
 	return errors.Join(err, fmt.Errorf("no event %s of %s says %q, of %d", reason, name, text, len(list)))
+}
+
+func TestOthers(t *testing.T) {
+	t.Parallel()
+	names := []string{"a", "b", "c", "d", "e"}
+	for i, want := range []string{"b, c, d and others", "a, c, d and others", "a, b, d and others", "a, b, c and others", "a, b, c and others"} {
+		if got := others(names, i); got != want {
+			t.Errorf("beside %s: %q, want %q", names[i], got, want)
+		}
+	}
+	if got := others(names[:4], 1); got != "a, c, d" {
+		t.Errorf("beside b: %q", got)
+	}
 }
 
 // TestMACCollision: a MAC that two ask for on one network is told of both, and counted, until

@@ -73,7 +73,7 @@ func (m *macs) collide(ctx context.Context, v *macView) {
 			names = append(names, is.name)
 		}
 		for i, is := range list {
-			others := strings.Join(slices.Delete(slices.Clone(names), i, i+1), ", ")
+			others := others(names, i)
 			message := fmt.Sprintf("MAC %s is on network %s that of %s, too: frames for one reach the other", key.mac, key.network, others)
 			still[is.name+" "+message] = m.told[is.name+" "+message]
 			if !m.told[is.name+" "+message] {
@@ -83,6 +83,25 @@ func (m *macs) collide(ctx context.Context, v *macView) {
 		}
 	}
 	m.told = still
+}
+
+// mostNamed bounds how many are named beside one who has the same MAC.
+const mostNamed = 3
+
+// others names those beside one, the first of them: what is told does not change with
+// each that comes.
+func others(names []string, but int) string {
+	var out []string
+	for i, name := range names {
+		switch {
+		case i == but:
+		case len(out) == mostNamed:
+			return strings.Join(out, ", ") + " and others"
+		default:
+			out = append(out, name)
+		}
+	}
+	return strings.Join(out, ", ")
 }
 
 // event writes one, and says whether it is written.

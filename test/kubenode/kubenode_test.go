@@ -218,6 +218,7 @@ type element struct {
 	Name       string   `json:"name"`
 	Interface  string   `json:"interface"`
 	IPs        []string `json:"ips"`
+	MAC        string   `json:"mac"`
 	Default    bool     `json:"default"`
 	Gateway    []string `json:"gateway"`
 	DeviceInfo struct {

@@ -62,32 +62,35 @@ spec:
 `, name, vmnet.PodIfName("a_b"), vmnet.PodIfName("a.b"), node)
 }
 
-// launched starts a launcher, and gives the addresses of its NICs.
-func (w *world) launched(name, node string) (ips []string) {
+// launched starts a launcher, and gives the addresses of its NICs, and their MACs.
+func (w *world) launched(name, node string) (ips, macs []string) {
 	w.t.Helper()
 	w.apply(launcher(name, node))
 	w.kubectl("wait", "--for=condition=Ready", "pod/"+name, "--timeout=120s")
 	status := w.status("pod/" + name)
 	for _, network := range []string{"a_b", "a.b"} {
-		ips = append(ips, status[string(vmnet.PodIfName(network))].IPs...)
+		nic := status[string(vmnet.PodIfName(network))]
+		ips, macs = append(ips, nic.IPs...), append(macs, nic.MAC)
 	}
-	return ips
+	return ips, macs
 }
 
 // machines is the life of a VM on a cluster with weft's controller: its NICs have the
-// addresses they had after it was stopped, and on the other node too while it migrates,
-// until it is deleted.
+// addresses and MACs they had after it was stopped, and on the other node too while it
+// migrates, until it is deleted.
 func (w *world) machines() {
 	w.t.Helper()
 	w.apply(machineKinds)
 	w.kubectl("wait", "--for=condition=Established", "crd/virtualmachines.kubevirt.io", "crd/virtualmachineinstances.kubevirt.io", "crd/ipamclaims.k8s.cni.cncf.io", "--timeout=60s")
 	w.apply(machineObjects)
 	for _, network := range []string{"a_b", "a.b"} { // a launcher that comes earlier is tried again, which upgrade takes for a fault
-		w.kubectl("wait", "--for=create", "ipamclaim/"+netattach.ClaimOfVM("web", string(vmnet.PodIfName(network))), "--timeout=60s")
+		for _, kind := range []string{"ipamclaim/", "nicidentity/"} {
+			w.kubectl("wait", "--for=create", kind+netattach.ClaimOfVM("web", string(vmnet.PodIfName(network))), "--timeout=60s")
+		}
 	}
-	first := w.launched("src", "n1")
-	if len(first) != 2 || first[0] == first[1] {
-		w.t.Fatalf("the VM has %v", first)
+	first, macs := w.launched("src", "n1")
+	if len(first) != 2 || first[0] == first[1] || macs[0] == macs[1] || macs[0] != w.kubectl("get", "nicidentity", netattach.ClaimOfVM("web", string(vmnet.PodIfName("a_b"))), "-o", "jsonpath={.spec.mac}") {
+		w.t.Fatalf("the VM has %v, %v", first, macs)
 	}
 	holders := func(want ...string) {
 		w.t.Helper()
@@ -100,8 +103,8 @@ func (w *world) machines() {
 			})
 		}
 	}
-	if second := w.launched("dst", "n2"); !slices.Equal(second, first) {
-		w.t.Errorf("the migration's target has %v, want %v", second, first)
+	if second, theirs := w.launched("dst", "n2"); !slices.Equal(second, first) || !slices.Equal(theirs, macs) {
+		w.t.Errorf("the migration's target has %v, %v, want %v, %v", second, theirs, first, macs)
 	}
 	holders("src", "dst")
 	w.kubectl("delete", "pod", "src")
@@ -118,14 +121,14 @@ func (w *world) machines() {
 	}
 	w.kubectl("delete", "pod", "dst")
 	holders()
-	if again := w.launched("again", "n1"); !slices.Equal(again, first) {
-		w.t.Errorf("the VM has %v after its stop, want %v", again, first)
+	if again, theirs := w.launched("again", "n1"); !slices.Equal(again, first) || !slices.Equal(theirs, macs) {
+		w.t.Errorf("the VM has %v, %v after its stop, want %v, %v", again, theirs, first, macs)
 	}
 	w.kubectl("delete", "virtualmachine", "web")
 	holders("again")
 	w.kubectl("delete", "pod", "again")
 	w.eventually("nothing is left of the VM", func() error {
-		left := strings.Fields(w.kubectl("get", "ipamclaims", "-l", "weft.network/vm=web", "-o", "name") + w.kubectl("get", "addrlease", "-l", "weft.network/pool=10.89.0.0-16", "-o", "name"))
+		left := strings.Fields(w.kubectl("get", "ipamclaims", "-l", "weft.network/vm=web", "-o", "name") + w.kubectl("get", "addrlease", "-l", "weft.network/pool=10.89.0.0-16", "-o", "name") + w.kubectl("get", "macleases,nicidentities", "-o", "name"))
 		if len(left) > 0 {
 			return fmt.Errorf("left are %v", left)
 		}
