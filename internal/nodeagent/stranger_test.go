@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/weftnet/weft/api/netattach"
 	"github.com/weftnet/weft/api/v1alpha1"
 	"github.com/weftnet/weft/internal/linux"
 	"github.com/weftnet/weft/internal/store"
@@ -41,27 +42,35 @@ func (l *lab) told(pod, reason string, words ...string) {
 	})
 }
 
+// outside makes the network out, which has a machine beside the Pods, and gives the
+// machine's namespace, in which lan9 is its link.
+func (l *lab) outside(addresses string) (namespace string) {
+	l.t.Helper()
+	host, namespace := l.c.NetNS(), filepath.Join(l.dir, "ns", "outside")
+	if err := linux.CreateNS(namespace); err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() {
+		l.in(host, "ip", "link", "del", "out9")
+		if err := linux.DeleteNS(namespace); err != nil {
+			l.t.Error(err)
+		}
+	})
+	l.in(host, "ip", "link", "add", "out9", "type", "bridge")
+	l.in(host, "ip", "link", "add", "port9", "type", "veth", "peer", "name", "lan9")
+	l.in(host, "ip", "link", "set", "lan9", "netns", namespace)
+	l.in(host, "ip", "link", "set", "port9", "master", "out9", "up")
+	l.in(host, "ip", "link", "set", "out9", "up")
+	l.in(namespace, "ip", "link", "set", "lan9", "address", "02:00:00:00:00:99", "up")
+	l.nad("out", `{"cniVersion":"1.0.0","type":"bridge","bridge":"out9","ipam":{"type":"whereabouts","range":"`+addresses+`"}}`)
+	return namespace
+}
+
 // TestStranger: a machine on the network uses an address that a Pod would get, and
 // another node's Pod holds one that was taken from a running Pod.
 func TestStranger(t *testing.T) {
 	l := leaseLab(t)
-	host, outside := l.c.NetNS(), filepath.Join(l.dir, "ns", "outside")
-	if err := linux.CreateNS(outside); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := linux.DeleteNS(outside); err != nil {
-			t.Error(err)
-		}
-	}()
-	defer l.in(host, "ip", "link", "del", "out9")
-	l.in(host, "ip", "link", "add", "out9", "type", "bridge")
-	l.in(host, "ip", "link", "add", "port9", "type", "veth", "peer", "name", "lan9")
-	l.in(host, "ip", "link", "set", "lan9", "netns", outside)
-	l.in(host, "ip", "link", "set", "port9", "master", "out9", "up")
-	l.in(host, "ip", "link", "set", "out9", "up")
-	l.in(outside, "ip", "link", "set", "lan9", "address", "02:00:00:00:00:99", "up")
-	l.nad("out", `{"cniVersion":"1.0.0","type":"bridge","bridge":"out9","ipam":{"type":"whereabouts","range":"10.79.0.8-10.79.0.9/24"}}`)
+	outside := l.outside("10.79.0.8-10.79.0.9/24")
 	first := l.pod("out")
 	first.sandbox(true)
 	if err := first.add(); err != nil {
@@ -111,4 +120,62 @@ func TestStranger(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// TestClaimBesideStranger: a machine has the address of a claim. The Pod is refused, the
+// claim keeps the address from others, and its condition says why nobody has it. When a
+// VM migrates, that machine is the launcher it comes from, and nobody is asked.
+func TestClaimBesideStranger(t *testing.T) {
+	l := claimLab(t)
+	const addr, mac, nic = "10.79.0.8", "02:00:00:00:00:99", "pod3a7b1c2d4e5"
+	outside := l.outside(addr + "-" + addr + "/24")
+	l.in(outside, "ip", "addr", "add", addr+"/24", "dev", "lan9")
+	l.claim("kept")
+	l.identity("vm1."+nic, "02:00:00:00:00:0a") // a machine with this MAC would not count
+	launcher := func(vm string) *pod {
+		p := l.podWith(map[string]string{
+			"kubevirt.io/domain": vm, netattach.NetworksAnnotation: `[{"name":"out","interface":"` + nic + `","ipam-claim-reference":"kept"}]`,
+		})
+		p.sandbox(true)
+		return p
+	}
+	p := launcher("vm1")
+	if err := p.add(); err == nil || !strings.Contains(err.Error(), addr) || !strings.Contains(err.Error(), "is in use by "+mac) {
+		t.Fatalf("beside a stranger: %v", err)
+	}
+	l.told(p.key.Name, addressConflict, addr, mac)
+	l.held(addr + " kept")
+	l.eventually("the claim says why", func() error {
+		claim := l.claimed("kept")
+		for _, is := range claim.Conditions {
+			if is.Type == netattach.ClaimCondition && is.Status == "False" && is.Reason == netattach.ClaimIPConflict && strings.Contains(is.Message, mac) {
+				return nil
+			}
+		}
+		return fmt.Errorf("it says %+v", claim)
+	})
+	l.in(outside, "ip", "addr", "flush", "dev", "lan9")
+	if err := p.add(); err != nil {
+		t.Fatal(err)
+	}
+	l.held(addr + " kept " + p.now.ContainerID + "@n1")
+	p.end()
+
+	// The VM runs elsewhere, and comes here.
+	l.in(outside, "ip", "addr", "add", addr+"/24", "dev", "lan9")
+	holders := map[string]any{"spec": map[string]any{"holders": []any{
+		map[string]any{"pod": "virt-launcher-a", "podUID": "u", "vm": "vm1", "node": "n2", "sandbox": "elsewhere", "interface": nic},
+	}}}
+	if _, err := l.api.Patch(t.Context(), v1alpha1.AddressLeaseKind, store.Key{Name: addr}, holders, store.Precondition{}); err != nil {
+		t.Fatal(err)
+	}
+	second := launcher("vm1")
+	if err := second.add(); err != nil {
+		t.Fatal(err)
+	}
+	l.held(addr + " kept elsewhere@n2 " + second.now.ContainerID + "@n1")
+	second.check()
+	second.end()
+	l.held(addr + " kept elsewhere@n2")
+	l.removeClaim("kept")
 }
