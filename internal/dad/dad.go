@@ -44,11 +44,6 @@ type Conflict struct {
 	MAC  netstate.MAC
 }
 
-// Error makes it an error's text.
-func (c *Conflict) Error() string {
-	return fmt.Sprintf("%s is in use by %s on this link", c.Addr, c.MAC)
-}
-
 // Patient is for a station that should be there and may be slow, such as a gateway:
 // its answer ends the waiting.
 var Patient = Timing{Probes: 4, Interval: 250 * time.Millisecond, Wait: 250 * time.Millisecond}

@@ -145,6 +145,12 @@ func wantHint(t *testing.T, err error, problem string) {
 	}
 }
 
+// normalize gives the full form of an image name.
+func normalize(ref string) (string, error) {
+	n, err := parseName(ref)
+	return n.full, err
+}
+
 func TestNormalize(t *testing.T) {
 	tests := []struct{ in, want string }{
 		{"localhost/weft/guest", "localhost/weft/guest:latest"},
@@ -156,15 +162,15 @@ func TestNormalize(t *testing.T) {
 		{"quay.io/a/b@sha256:" + strings.Repeat("0", 64), "quay.io/a/b@sha256:" + strings.Repeat("0", 64)},
 	}
 	for _, tt := range tests {
-		got, err := Normalize(tt.in)
+		got, err := normalize(tt.in)
 		if err != nil || got != tt.want {
-			t.Errorf("Normalize(%q) = %q, %v; want %q", tt.in, got, err, tt.want)
+			t.Errorf("normalize(%q) = %q, %v; want %q", tt.in, got, err, tt.want)
 		}
 	}
 	for _, bad := range []string{"", "UPPER/case", "a b", "x@sha256:12", "../etc", "quay.io/a:b:c"} {
-		got, err := Normalize(bad)
+		got, err := normalize(bad)
 		if err == nil {
-			t.Errorf("Normalize(%q) = %q, want an error", bad, got)
+			t.Errorf("normalize(%q) = %q, want an error", bad, got)
 			continue
 		}
 		wantHint(t, err, "not an image name")
@@ -739,11 +745,11 @@ func FuzzName(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, ref string) {
-		full, err := Normalize(ref)
+		full, err := normalize(ref)
 		if err != nil {
 			return
 		}
-		if again, err := Normalize(full); err != nil || again != full {
+		if again, err := normalize(full); err != nil || again != full {
 			t.Errorf("%q: got %q, then %q, %v", ref, full, again, err)
 		}
 	})

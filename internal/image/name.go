@@ -21,14 +21,8 @@ type imageName struct {
 	ref    name.Reference
 }
 
-// Normalize gives the full form of an image name, as docker does: the tag is
+// parseName reads a reference and gives its full form, as docker does: the tag is
 // latest if there is none, the registry docker.io if the first part is no host.
-func Normalize(ref string) (string, error) {
-	n, err := parseName(ref)
-	return n.full, err
-}
-
-// parseName reads and normalises a reference.
 func parseName(ref string) (imageName, error) {
 	parsed, err := name.ParseReference(ref)
 	// The library takes ".." for a host.

@@ -96,32 +96,6 @@ func linkText(name netstate.IfName, index int) string {
 	return fmt.Sprintf("with index %d", index)
 }
 
-// ProbeKind says whether the kernel has links of a kind, by asking it to make
-// one in a namespace that is thrown away; the kernel loads a module if it finds
-// one. The error, if it has none, names the module.
-func ProbeKind(kind netstate.Kind) error {
-	return inThrowaway(func() error { return probeKind(kind) })
-}
-
-func probeKind(kind netstate.Kind) error {
-	fd, err := openSocket(unix.NETLINK_ROUTE)
-	if err != nil {
-		return err
-	}
-	c := &Conn{fd: fd}
-	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
-	info.AddRtAttr(unix.IFLA_INFO_KIND, nl.NonZeroTerminated(string(kind)))
-	err = c.Do(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, nl.NewIfInfomsg(unix.AF_UNSPEC), info)
-	if cerr := c.Close(); cerr != nil {
-		return fmt.Errorf("close netlink socket: %w", cerr)
-	}
-	// Any other error is about what the request left out, such as a parent.
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		return KindHint(kind, err)
-	}
-	return nil
-}
-
 // KindHint explains that the kernel knows no links of a kind.
 func KindHint(kind netstate.Kind, err error) error {
 	return &hint.Error{

@@ -97,7 +97,7 @@ func checkInside(t *testing.T, ns *NS) {
 		t.Fatal(err)
 	}
 	id := func() ID {
-		cur, err := CurrentNS()
+		cur, err := OpenNS("/proc/thread-self/ns/net")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -334,16 +334,9 @@ func TestDumpsUnderChange(t *testing.T) {
 
 var errStop = errors.New("stop")
 
-func TestProbeKind(t *testing.T) {
-	need.Root(t)
-	for _, kind := range []netstate.Kind{netstate.KindVeth, netstate.KindBridge, netstate.KindMacvlan} {
-		if err := ProbeKind(kind); err != nil {
-			t.Errorf("%s: %v", kind, err)
-		}
-	}
-	err := ProbeKind("nosuchkind")
-	var h *hint.Error
-	if !errors.As(err, &h) || !strings.Contains(err.Error(), "modprobe nosuchkind") {
+func TestKindHint(t *testing.T) {
+	err := KindHint("nosuchkind", errStop)
+	if h, ok := errors.AsType[*hint.Error](err); !ok || !errors.Is(err, errStop) || !strings.Contains(h.Error(), "modprobe nosuchkind") {
 		t.Errorf("got %v, want a hint that names the module", err)
 	}
 }

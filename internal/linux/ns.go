@@ -66,9 +66,6 @@ func checkNS(file *os.File) error {
 	return nil
 }
 
-// CurrentNS opens the namespace the calling thread is in.
-func CurrentNS() (*NS, error) { return OpenNS("/proc/thread-self/ns/net") }
-
 // Path is the path the namespace was opened by.
 func (n *NS) Path() string { return n.path }
 

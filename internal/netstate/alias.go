@@ -41,9 +41,3 @@ const sharedOwner = "shared/"
 func SharedAlias(instance string, name IfName) string {
 	return Alias(instance, sharedOwner+string(name))
 }
-
-// ParseSharedOwner gives the name of the shared link an owner stands for.
-func ParseSharedOwner(owner string) (IfName, bool) {
-	name, ok := strings.CutPrefix(owner, sharedOwner)
-	return IfName(name), ok
-}

@@ -287,10 +287,8 @@ func TestAlias(t *testing.T) {
 	if g := GroupOf(Alias("main", "a")); g == 0 || g == GroupOf(Alias("main", "b")) {
 		t.Errorf("group %d", g)
 	}
-	if _, owner, _ := ParseAlias(SharedAlias("main", "br0")); owner == "" {
-		t.Error("a shared mark has no owner")
-	} else if name, ok := ParseSharedOwner(owner); !ok || name != "br0" {
-		t.Errorf("got %q, %v", name, ok)
+	if _, owner, _ := ParseAlias(SharedAlias("main", "br0")); owner != "shared/br0" {
+		t.Errorf("the owner of a shared mark is %q", owner)
 	}
 }
 
