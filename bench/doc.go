@@ -15,6 +15,10 @@
 // Its parts run alone, too: -bench Multus/Alone, and Burst, Together, Foreign,
 // Requests. docs/benchmarks.md has figures.
 //
+// BenchmarkWhereabouts (with WEFT_KUBE set) holds addresses of the cluster against
+// Whereabouts' own plugin, both on one API server, with bare creates of one object as
+// the floor.
+//
 // The reference plugins are built by `go install` at one pinned version, with
 // the dependencies they pin themselves, and kept in the cache directory; they
 // are no dependency of weft.
