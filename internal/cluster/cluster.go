@@ -81,6 +81,7 @@ type controller struct {
 	disagreements atomic.Int64
 	settle        time.Duration // see settleFor
 	macs          macRange
+	patience      time.Duration // of an election; zero: elect.Term
 	// beat is the last that this process left in the cluster's epoch.
 	beat string
 }
@@ -92,6 +93,7 @@ type state struct {
 	pods   *pods
 	view   *adviser.View
 	ranges *pools
+	epochs *epochs
 	gives  atomic.Pointer[whereabouts.Giving] // who gives addresses; nil: not known yet
 	// doubted is whom the collector looks at.
 	doubted atomic.Pointer[[]doubt]
@@ -149,6 +151,7 @@ func (c *controller) run(ctx context.Context, api store.Store) error {
 	c.api = api
 	elector := elect.New(elect.Config{
 		API: api, Lease: store.Key{Namespace: c.Namespace, Name: leaseName}, Identity: c.Name + "_" + hex.EncodeToString(unique[:]), Log: c.Log,
+		Term: c.patience, Renewal: c.patience / 2, Retry: c.patience / 10,
 	})
 	group, ctx := errgroup.WithContext(ctx)
 	if c.Web != "" {
@@ -195,10 +198,10 @@ func (c *controller) lead(ctx context.Context, term *elect.Period) error {
 	if c.Mirror {
 		tasks = append(tasks, newMirror(c, s, writer))
 	}
-	epoch := newEpochs(c, s, writer)
-	tasks = append(tasks, epoch, feed{api: c.api, gvk: v1alpha1.AddressEpochKind, every: c.Compare, to: epoch, log: c.Log})
+	s.epochs = newEpochs(c, s, writer)
+	tasks = append(tasks, s.epochs, feed{api: c.api, gvk: v1alpha1.AddressEpochKind, every: c.Compare, to: s.epochs, log: c.Log})
 	if c.Adviser != "" {
-		tasks = append(tasks, &desk{controller: c, state: s, writer: writer, callers: newCallers(c.api, c.Namespace, agentName), epochs: epoch})
+		tasks = append(tasks, &desk{controller: c, state: s, writer: writer, callers: newCallers(c.api, c.Namespace, agentName)})
 	}
 	c.state.Store(s)
 	defer c.state.Store(nil)

@@ -264,6 +264,10 @@ func (l *lab) advises(client *advice.Client, want string) {
 // stopped, goes on, and is killed.
 func TestCluster(t *testing.T) {
 	l := newLab(t)
+	if os.Getenv("WEFT_LONG") != "" { // that is what is asked for
+		l.longRun(t)
+		return
+	}
 	l.addressesAlone()
 	a := l.controller("a", 10981)
 	l.leads(a)
@@ -322,4 +326,5 @@ func TestCluster(t *testing.T) {
 		}
 		return nil
 	})
+	t.Run("LongRun", l.longRun)
 }

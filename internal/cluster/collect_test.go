@@ -36,7 +36,7 @@ const grace = 400 * time.Millisecond
 
 // cluster is one, in a file, with a node whose kubelet beats.
 type cluster struct {
-	*local.Store
+	store.Store
 	t     *testing.T
 	beat  time.Duration // between the beats of a kubelet
 	pause sync.Map      // nodes whose kubelet is silent
@@ -85,9 +85,9 @@ func (c *cluster) node(name string) {
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
 		defer close(ended)
-		for beat := 0; ctx.Err() == nil; beat++ {
+		for ctx.Err() == nil {
 			if _, silent := c.pause.Load(name); !silent {
-				lease := &store.Object{Object: map[string]any{"spec": map[string]any{"renewTime": fmt.Sprint(beat)}}}
+				lease := &store.Object{Object: map[string]any{"spec": map[string]any{"renewTime": anyTime()}}}
 				lease.SetGroupVersionKind(elect.LeaseKind)
 				lease.SetNamespace(heartbeats)
 				lease.SetName(name)
@@ -156,6 +156,7 @@ func (c *cluster) controller(api store.Store) (control *controller, stop func())
 	ctx, cancel := context.WithCancel(c.t.Context())
 	ended := make(chan error, 1)
 	control = newController(Options{Namespace: "weft", Name: "test", Grace: grace, Compare: grace, Log: slog.New(slog.DiscardHandler)})
+	control.patience = 2 * time.Second
 	go func() { ended <- control.run(ctx, api) }()
 	stop = sync.OnceFunc(func() {
 		cancel()

@@ -54,7 +54,6 @@ type desk struct {
 	*state
 	writer  store.Store
 	callers *callers
-	epochs  *epochs
 	began   time.Time
 
 	certificate atomic.Pointer[tls.Certificate]
@@ -239,21 +238,27 @@ func (d *desk) keep(ctx context.Context, token string, message []byte) ([]byte, 
 	if !d.term.Lasts() {
 		return nil, &unary.Error{Code: unary.Unavailable, Err: errors.New("another leads")}
 	}
-	ahead := d.view.Keep(time.Now(), node, question.Scope, question.Spans, question.Keeps)
-	has := d.book.keptBy(node)
+	ahead := d.ahead(node, question)
+	if ahead.Most == 0 && ahead.Kept == 0 {
+		ahead.Silent = d.silent(time.Now(), question)
+	}
+	return ahead.Bytes(), nil
+}
+
+// ahead says what a node may keep ahead of its Pods.
+func (s *state) ahead(node string, question adviser.Question) adviser.Ahead {
+	ahead := s.view.Keep(time.Now(), node, question.Scope, question.Spans, question.Keeps)
+	has := s.book.keptBy(node)
 	for _, addr := range question.Keeps {
 		if !has[question.Scope+" "+addr.String()] {
 			ahead.Back = append(ahead.Back, addr)
 		}
 	}
 	_, _, theirs := ipam.ParseWhereaboutsScope(ipam.Scope(question.Scope))
-	if d.gone.has(node) || theirs && !d.keepable.Load() || !d.epochs.open() {
+	if s.gone.has(node) || theirs && !s.keepable.Load() || !s.epochs.open() {
 		ahead.Most, ahead.Back = 0, question.Keeps
 	}
-	if ahead.Most == 0 && ahead.Kept == 0 {
-		ahead.Silent = d.silent(time.Now(), question)
-	}
-	return ahead.Bytes(), nil
+	return ahead
 }
 
 // silent are the nodes that keep some of a range and do not say so.

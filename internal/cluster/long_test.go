@@ -5,12 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -19,23 +17,27 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/weftnet/weft/api/v1alpha1"
+	"github.com/weftnet/weft/internal/adviser"
+	"github.com/weftnet/weft/internal/elect"
 	"github.com/weftnet/weft/internal/ipam"
+	"github.com/weftnet/weft/internal/kubeapi"
 	"github.com/weftnet/weft/internal/lease"
 	"github.com/weftnet/weft/internal/record"
 	"github.com/weftnet/weft/internal/store"
+	"github.com/weftnet/weft/internal/store/kube"
 )
 
-// The cluster of a long run.
-const (
-	longNodes   = 12
-	longWorkers = 24
-	longPods    = 3 // of a worker, at most
-)
+// longPods is how many Pods a worker has, at most.
+const longPods = 3
 
-var longConfigs = []string{
-	`{"type":"whereabouts","ipRanges":[{"range":"10.60.0.0/22"},{"range":"fd60::/118"}]}`,
-	`{"type":"whereabouts","network_name":"blue","range":"10.60.0.0/24","exclude":["10.60.0.64/28"]}`,
-	`{"type":"whereabouts","range":"10.61.1.0/29"}`,
+// course is what a long run is made of.
+type course struct {
+	nodes, workers int
+	operations     int64
+	// trouble is between troubles, at most.
+	trouble time.Duration
+	// configs are the networks' ipam; the last is seldom used, and too small.
+	configs []string
 }
 
 // place is an address where it is held once.
@@ -47,15 +49,17 @@ type place struct {
 // long is one long run: who truly has which address, as those see it who use it.
 type long struct {
 	*cluster
+	course
 	configs []ipam.Config
 	left    atomic.Int64 // operations
 	unspent atomic.Int64 // operations there was no time for
+	led     atomic.Int64 // answers of leaders
 
 	mu    sync.Mutex // guards truth and count
 	truth map[place]string
 	count map[string]int
 
-	controllers [2]atomic.Pointer[controller]
+	controllers [2]atomic.Pointer[controlling]
 }
 
 func (l *long) counted(what string) {
@@ -86,23 +90,89 @@ func (l *long) leaves(leases []record.Lease) {
 	}
 }
 
-// Candidates asks either controller, whether it leads or not, or none.
-func (l *long) Candidates(_ context.Context, scope string, spans []ipam.Span, count int) []netip.Addr {
-	c := l.controllers[rand.IntN(2)].Load() //nolint:gosec // a test
+func (l *long) user(at place) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.truth[at]
+}
+
+// guard looks at each lease that is deleted, until ctx ends: nobody uses its address,
+// or somebody who has another lease of it by now.
+func (l *long) guard(ctx context.Context) {
+	since := ""
+	for ctx.Err() == nil {
+		list, revision, err := l.List(ctx, leaseKind, store.Selector{})
+		if since = revision; err != nil || len(list) == 0 && revision == "" {
+			continue
+		}
+		events, err := l.Watch(ctx, leaseKind, store.Selector{}, since)
+		if err != nil {
+			continue
+		}
+		for event := range events {
+			if is, err := v1alpha1.LeaseFromObject(event.Object); err == nil && event.Type == store.Deleted {
+				l.unused(ctx, is)
+			}
+		}
+	}
+}
+
+func (l *long) unused(ctx context.Context, is *v1alpha1.AddressLease) {
+	at := place{ipam.Scope(is.Spec.Scope), is.Spec.IP}
+	pod := l.user(at)
+	if pod == "" {
+		return
+	}
+	_, err := l.Get(ctx, leaseKind, store.Key{Name: is.Name})
+	if errors.Is(err, store.ErrNotFound) && l.user(at) == pod {
+		l.t.Errorf("FREED: %s uses %s, whose lease %+v is deleted", pod, is.Spec.IP, is.Spec)
+	}
+}
+
+// advisers are what one node asks: either controller, whether another leads or not, or
+// none.
+type advisers struct {
+	*long
+	node string
+}
+
+func (a advisers) state() *state {
+	c := a.controllers[rand.IntN(2)].Load() //nolint:gosec // a test
 	if c == nil || rand.IntN(10) == 0 {     //nolint:gosec // a test
 		return nil
 	}
-	s := c.state.Load()
-	if s == nil {
-		return nil
+	if s := c.state.Load(); s != nil && s.book.Synced() {
+		a.led.Add(1)
+		return s
 	}
-	return s.view.Candidates(time.Now(), scope, spans, count)
+	return nil
+}
+
+// Candidates and Keep make it the node's Adviser and its Keeper.
+func (a advisers) Candidates(_ context.Context, scope string, spans []ipam.Span, count int) []netip.Addr {
+	if s := a.state(); s != nil {
+		return s.view.Candidates(time.Now(), scope, spans, count)
+	}
+	return nil
+}
+
+// Keep is what desk.keep answers.
+func (a advisers) Keep(_ context.Context, scope string, spans []ipam.Span, keeps []netip.Addr) (adviser.Ahead, bool) {
+	s := a.state()
+	if s == nil || !s.term.Lasts() {
+		return adviser.Ahead{}, false
+	}
+	return s.ahead(a.node, adviser.Question{Scope: scope, Spans: spans, Keeps: keeps}), true
 }
 
 // wire is a process's way to the API server.
 type wire struct {
 	store.Store
-	node *longNode
+	l *long
+	// cut: the API server is not reached from here.
+	cut *atomic.Bool
+	// lags: what is watched comes late at times.
+	lags bool
 	mu   sync.RWMutex // guards dead, and is held during requests
 	dead bool
 }
@@ -116,7 +186,7 @@ var (
 func (w *wire) do(request func() error) error {
 	w.mu.RLock()
 	defer w.mu.RUnlock()
-	if w.dead || w.node.cut.Load() || rand.IntN(200) == 0 { //nolint:gosec // a test
+	if w.dead || w.cut.Load() || rand.IntN(200) == 0 { //nolint:gosec // a test
 		return errCut
 	}
 	if err := request(); err != nil {
@@ -128,8 +198,18 @@ func (w *wire) do(request func() error) error {
 	return nil
 }
 
+// die has no request take effect from here on, and no answer be heard.
+func (w *wire) die() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.dead = true
+}
+
 func (w *wire) Create(ctx context.Context, obj *store.Object) (made *store.Object, err error) {
 	err = w.do(func() error { made, err = w.Store.Create(ctx, obj); return err })
+	if lease, bad := v1alpha1.LeaseFromObject(obj); err == nil && bad == nil && obj.GetKind() == leaseKind.Kind && lease.Spec.Owner.Kind == v1alpha1.OwnerNode {
+		w.l.counted("address taken ahead")
+	}
 	return made, err
 }
 
@@ -138,9 +218,14 @@ func (w *wire) Update(ctx context.Context, obj *store.Object) (made *store.Objec
 	return made, err
 }
 
+func (w *wire) UpdateStatus(ctx context.Context, obj *store.Object) (made *store.Object, err error) {
+	err = w.do(func() error { made, err = w.Store.UpdateStatus(ctx, obj); return err })
+	return made, err
+}
+
 func (w *wire) Delete(ctx context.Context, gvk schema.GroupVersionKind, key store.Key, pre store.Precondition) error {
-	if pre.UID == "" || pre.Revision == "" {
-		w.node.t.Errorf("delete of %s without preconditions", key)
+	if gvk == leaseKind && (pre.UID == "" || pre.Revision == "") {
+		w.l.t.Errorf("delete of %s without preconditions", key)
 	}
 	return w.do(func() error { return w.Store.Delete(ctx, gvk, key, pre) })
 }
@@ -155,277 +240,138 @@ func (w *wire) List(ctx context.Context, gvk schema.GroupVersionKind, sel store.
 	return list, revision, err
 }
 
-// longNode is a node: what outlives its agent's process, and that process.
-type longNode struct {
-	*long
-	name, dir string
-	cut       atomic.Bool // the API server is not reached from here
-
-	mu    sync.Mutex // guards what follows
-	boxes map[string]*record.Sandbox
-	alive map[string]bool // sandboxes the runtime has
-	// busy are the sandboxes that are worked on by a process.
-	busy    map[string]*process
-	process *process
-}
-
-// process is an agent's.
-type process struct {
-	*lease.Store
-	wire *wire
-	end  func()
-}
-
-// start begins an agent, as one does after a crash: records are read, and what was
-// begun is undone.
-func (n *longNode) start() {
-	n.t.Helper()
-	w := &wire{Store: n.cluster, node: n}
-	held, err := lease.New(lease.Options{API: w, Node: n.name, Dir: n.dir, Adviser: n.long, Log: slog.New(slog.DiscardHandler)})
+// Watch gives events, late at times, as long as the API server is reached.
+func (w *wire) Watch(ctx context.Context, gvk schema.GroupVersionKind, sel store.Selector, since string) (<-chan store.Event, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var events <-chan store.Event
+	err := w.do(func() (err error) { events, err = w.Store.Watch(ctx, gvk, sel, since); return err })
 	if err != nil {
-		n.t.Error(err)
-		return
+		cancel()
+		return nil, err
 	}
-	_ = held.Sync(context.Background()) // the API may be away
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan struct{})
-	p := &process{Store: held, wire: w, end: func() { cancel(); <-ended }}
-	n.mu.Lock()
-	clear(n.busy)
-	n.process = p
-	var undo []ipam.Owner
-	for _, ending := range []bool{false, true} { // as package chain does
-		for id, box := range n.boxes {
-			if ending != (box.Attachments[0].Stage != record.Attached) {
-				continue
-			}
-			for _, l := range box.Attachments[0].Leases {
-				err := held.Hold(ipam.Lease{Scope: ipam.Scope(l.Scope), Addr: l.Addr, Owner: ipam.Owner(l.Owner)})
-				if err != nil && !ending {
-					n.t.Error(err)
-				}
-			}
-			if ending {
-				undo = append(undo, ipam.AttachmentOwner(id, "net1"))
-				delete(n.boxes, id)
-				delete(n.alive, id)
-			}
-		}
-	}
-	n.mu.Unlock()
-	for _, owner := range undo {
-		if err := held.End(context.Background(), owner); err != nil {
-			n.t.Error(err)
-		}
-	}
+	late := make(chan store.Event)
 	go func() {
-		defer close(ended)
-		_ = held.Run(ctx, n) // ends by ctx alone
+		defer close(late)
+		defer cancel()
+		for event := range events {
+			if w.lags && rand.IntN(300) == 0 { //nolint:gosec // a test
+				time.Sleep(rand.N(2 * time.Second)) //nolint:gosec // a test
+			}
+			if w.cut.Load() {
+				return
+			}
+			select {
+			case late <- event:
+			case <-ctx.Done():
+				return
+			}
+		}
 	}()
+	return late, nil
 }
 
-// kill ends the agent where it stands: none of its requests takes effect from here
-// on, and none of its answers is heard.
-func (n *longNode) kill() {
-	n.mu.Lock()
-	p := n.process
-	n.process = nil
-	n.mu.Unlock()
-	p.wire.mu.Lock()
-	p.wire.dead = true
-	p.wire.mu.Unlock()
-	p.end()
+// apart is the cluster for one who stands for election alone, so that two lead at
+// once and neither knows. Its clock is another each time that it tells the time.
+type apart struct {
+	store.Store
+	name string
 }
 
-// IfUnused, UserOf, Alive and Conflict make it the lease.Users of its process.
-func (n *longNode) IfUnused(l ipam.Lease, then func()) bool {
-	id, _, _ := strings.Cut(string(l.Owner), "/")
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.boxes[id] != nil || n.busy[id] != nil {
-		return false
+func (a apart) of(gvk schema.GroupVersionKind, key store.Key) store.Key {
+	if gvk == elect.LeaseKind && key.Name == leaseName {
+		key.Name = a.name
 	}
-	then()
-	return true
+	return key
 }
 
-// UserOf finds the attachment by its owner.
-func (n *longNode) UserOf(l ipam.Lease) (*record.Sandbox, *record.Attachment) {
-	id, _, _ := strings.Cut(string(l.Owner), "/")
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if box := n.boxes[id]; box != nil && box.Attachments[0].Stage == record.Attached && n.busy[id] == nil {
-		return box, box.Attachments[0]
+func (a apart) as(obj *store.Object) *store.Object {
+	if obj.GroupVersionKind() != elect.LeaseKind || obj.GetName() != leaseName {
+		return obj
 	}
-	return nil, nil
-}
-
-// Alive says whether the runtime has the sandbox.
-func (n *longNode) Alive(_ context.Context, sandbox string) (bool, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.alive[sandbox], nil
-}
-
-// Sandboxes are those that the runtime has.
-func (n *longNode) Sandboxes(context.Context) (map[string]bool, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return maps.Clone(n.alive), nil
-}
-
-// Conflict is told of what must not be.
-func (n *longNode) Conflict(box *record.Sandbox, _ *record.Attachment, holder v1alpha1.AddressLeaseSpec) {
-	n.t.Errorf("DUPLICATE: an address of %s is %v's in the cluster", box.ID, holder)
-}
-
-// longPod is a Pod that has its addresses.
-type longPod struct {
-	id  string
-	box *record.Sandbox
-}
-
-// add makes a Pod and attaches it; nil: that went wrong, and nothing is there.
-func (n *longNode) add(id string) *longPod {
-	pod := n.make(podKind, "a", id, func(obj *store.Object) { obj.Object["spec"] = map[string]any{"nodeName": n.name} })
-	a := &record.Attachment{Network: "demo/lan", Interface: "net1", Leased: true, Stage: record.Intent}
-	box := &record.Sandbox{ID: id, Pod: record.Pod{Namespace: "a", Name: id, UID: string(pod.GetUID())}, Attachments: []*record.Attachment{a}}
-	p := n.begin(id, box)
-	config := n.configs[rand.IntN(len(n.configs)-1)] //nolint:gosec // a test
-	if rand.IntN(200) == 0 {                         //nolint:gosec // a test
-		config = n.configs[len(n.configs)-1]
+	obj = obj.DeepCopy()
+	obj.SetName(a.name)
+	if spec, _ := obj.Object["spec"].(map[string]any); spec != nil {
+		spec["renewTime"], spec["acquireTime"] = anyTime(), anyTime()
 	}
-	owner := ipam.AttachmentOwner(id, "net1")
-	_, err := ipam.NewConcurrentAllocator(p.Of(box, a, config)).Allocate(context.Background(), config, owner)
-	var held []ipam.Lease
-	if err == nil {
-		held, err = p.Held(context.Background(), owner)
-	}
-	n.mu.Lock()
-	killed := n.process != p
-	if err == nil && !killed {
-		for _, l := range held {
-			a.Leases = append(a.Leases, record.Lease{Scope: string(l.Scope), Addr: l.Addr, Owner: string(l.Owner)})
-		}
-		a.Stage = record.Attached
-		delete(n.busy, id)
-		n.holds(held, id)
-	}
-	n.mu.Unlock()
-	switch {
-	case killed:
-		n.counted("ADD whose agent was killed")
-	case errors.Is(err, ipam.ErrExhausted):
-		n.counted("ADD of an exhausted range")
-	case errors.Is(err, ipam.ErrUnanswered):
-		n.counted("ADD without an API server")
-	case err != nil:
-		n.t.Error(err)
-	default:
-		n.counted("ADD")
-		return &longPod{id, box}
-	}
-	n.detach(id) // as the runtime does then
-	n.remove(podKind, "a", id)
-	return nil
+	return obj
 }
 
-// begin notes that a sandbox is worked on, once there is an agent. box is its first
-// record; nil: it has none, or an older one.
-func (n *longNode) begin(id string, box *record.Sandbox) *process {
-	for ; ; time.Sleep(time.Millisecond) {
-		n.mu.Lock()
-		p := n.process
-		if p != nil {
-			n.busy[id] = p
-			if box != nil {
-				n.boxes[id], n.alive[id] = box, true
-			} else if old := n.boxes[id]; old != nil {
-				old.Attachments[0].Stage = record.Detaching
-			}
-		}
-		n.mu.Unlock()
-		if p != nil {
-			return p
-		}
+// back gives an answer as it would be without us.
+func (a apart) back(obj *store.Object, err error) (*store.Object, error) {
+	if err == nil && obj.GroupVersionKind() == elect.LeaseKind && obj.GetName() == a.name {
+		obj.SetName(leaseName)
 	}
+	return obj, err
 }
 
-// detach ends the attachment of a sandbox, again if the agent is killed meanwhile.
-func (n *longNode) detach(id string) {
-	for ended := false; !ended; {
-		p := n.begin(id, nil)
-		if err := p.End(context.Background(), ipam.AttachmentOwner(id, "net1")); err != nil {
-			n.t.Error(err)
-		}
-		n.mu.Lock()
-		if ended = n.process == p; ended {
-			delete(n.boxes, id)
-			delete(n.alive, id)
-			delete(n.busy, id)
-		}
-		n.mu.Unlock()
-	}
+func (a apart) Create(ctx context.Context, obj *store.Object) (*store.Object, error) {
+	return a.back(a.Store.Create(ctx, a.as(obj)))
 }
 
-// del ends a Pod, in one of the ways in which Pods end.
-func (n *longNode) del(p *longPod) {
-	n.leaves(p.box.Attachments[0].Leases)
-	switch dice := rand.IntN(20); { //nolint:gosec // a test
-	case dice == 0: // the node forgets it: its record is lost, and the sandbox gone
-		n.mu.Lock()
-		delete(n.boxes, p.id)
-		delete(n.alive, p.id)
-		n.mu.Unlock()
-		n.remove(podKind, "a", p.id)
-		n.counted("DEL that never came")
-	case dice < 10: // the Pod goes first
-		n.remove(podKind, "a", p.id)
-		n.detach(p.id)
-		n.counted("DEL")
-	default:
-		n.detach(p.id)
-		n.remove(podKind, "a", p.id)
-		n.counted("DEL")
-	}
+func (a apart) Update(ctx context.Context, obj *store.Object) (*store.Object, error) {
+	return a.back(a.Store.Update(ctx, a.as(obj)))
 }
 
-// work adds and ends Pods until no operation is left.
-func (n *longNode) work(worker int) {
-	var pods []*longPod
-	for i := 0; n.left.Add(-1) >= 0 && !n.t.Failed(); i++ {
-		if len(pods) < longPods && rand.IntN(longPods+1) >= len(pods) { //nolint:gosec // a test
-			if p := n.add(fmt.Sprintf("%s-%d-%d", n.name, worker, i)); p != nil {
-				pods = append(pods, p)
-			}
-			continue
-		}
-		which := rand.IntN(len(pods)) //nolint:gosec // a test
-		p := pods[which]
-		pods = append(pods[:which], pods[which+1:]...)
-		n.del(p)
-	}
-	for _, p := range pods {
-		n.del(p)
-	}
+func (a apart) Get(ctx context.Context, gvk schema.GroupVersionKind, key store.Key) (*store.Object, error) {
+	return a.back(a.Store.Get(ctx, gvk, a.of(gvk, key)))
 }
 
-// trouble kills agents, cuts nodes off, and replaces controllers, until ctx ends.
-func (l *long) trouble(ctx context.Context, nodes []*longNode, control func(i int) (stop func()), stops [2]func()) {
+// anyTime is what a clock says that is days off.
+func anyTime() string {
+	const days = 72 * time.Hour
+	return time.Now().Add(rand.N(2*days) - days).UTC().Format("2006-01-02T15:04:05.000000Z07:00") //nolint:gosec // a test
+}
+
+// controlling is a controller's process.
+type controlling struct {
+	*controller
+	wire *wire
+	cut  *atomic.Bool
+	stop func()
+}
+
+// control runs a controller in a place, until it is stopped.
+func (l *long) control(i int) {
+	c := &controlling{cut: &atomic.Bool{}}
+	c.wire = &wire{Store: apart{l.Store, fmt.Sprint(leaseName, "-", i)}, l: l, cut: c.cut, lags: true}
+	c.controller, c.stop = l.controller(c.wire)
+	l.controllers[i].Store(c)
+}
+
+// replace ends a controller, which may say so, and runs another.
+func (l *long) replace(i int, dies bool) {
+	c := l.controllers[i].Load()
+	if dies {
+		c.wire.die()
+	}
+	c.stop()
+	l.control(i)
+}
+
+// trouble kills agents, cuts nodes off, and cuts off, kills and replaces controllers,
+// until ctx ends.
+func (l *long) trouble(ctx context.Context, nodes []*longNode) {
 	for ctx.Err() == nil {
-		time.Sleep(rand.N(150 * time.Millisecond)) //nolint:gosec // a test
-		n := nodes[rand.IntN(len(nodes))]          //nolint:gosec // a test
-		switch rand.IntN(8) {                      //nolint:gosec // a test
-		case 0:
+		time.Sleep(rand.N(l.course.trouble))               //nolint:gosec // a test
+		n, i := nodes[rand.IntN(len(nodes))], rand.IntN(2) //nolint:gosec // a test
+		switch rand.IntN(16) {                             //nolint:gosec // a test
+		case 0, 1:
 			n.cut.Store(true)
 			time.Sleep(rand.N(400 * time.Millisecond)) //nolint:gosec // a test
 			n.cut.Store(false)
 			l.counted("node cut off")
-		case 1:
-			i := rand.IntN(2) //nolint:gosec // a test
-			stops[i]()
-			stops[i] = control(i)
+		case 2:
+			l.replace(i, false)
 			l.counted("controller replaced")
+		case 3:
+			l.replace(i, true)
+			l.counted("controller killed")
+		case 4:
+			c := l.controllers[i].Load()
+			c.cut.Store(true)
+			time.Sleep(rand.N(time.Second)) //nolint:gosec // a test
+			c.cut.Store(false)
+			l.counted("controller cut off")
 		default:
 			n.kill()
 			time.Sleep(rand.N(20 * time.Millisecond)) //nolint:gosec // a test
@@ -433,17 +379,14 @@ func (l *long) trouble(ctx context.Context, nodes []*longNode, control func(i in
 			l.counted("agent killed")
 		}
 	}
-	for _, stop := range stops {
-		stop()
-	}
 }
 
 // operations of a run: few, unless WEFT_LONG says how many.
-func operations(t *testing.T) int64 {
+func operations(t *testing.T, few int64) int64 {
 	t.Helper()
 	text := os.Getenv("WEFT_LONG")
 	if text == "" {
-		return 1500
+		return few
 	}
 	count, err := strconv.ParseInt(text, 10, 64)
 	if err != nil {
@@ -453,69 +396,98 @@ func operations(t *testing.T) int64 {
 }
 
 // TestLongRun has nodes add and end Pods, while agents are killed, answers lost,
-// nodes cut off and controllers replaced. No address is ever with two Pods, and in
-// the end none is held. docs/long-run.md has the summary of a long one.
+// nodes cut off and controllers replaced, two of which lead at once. No address is ever
+// with two Pods, none is given back that a Pod uses, and in the end none is held.
+// docs/long-run.md has the summary of a long one.
 func TestLongRun(t *testing.T) {
-	l := &long{cluster: newCluster(t), truth: map[place]string{}, count: map[string]int{}}
-	l.beat = 250 * time.Millisecond // most of what is written would be beats
-	count := operations(t)
-	l.left.Store(count)
+	c := newCluster(t)
+	c.beat = 250 * time.Millisecond // most of what is written would be beats
+	longRun(c, course{
+		nodes: 12, workers: 24, operations: operations(t, 1000), trouble: 150 * time.Millisecond,
+		configs: []string{
+			`{"type":"whereabouts","ipRanges":[{"range":"10.60.0.0/22"},{"range":"fd60::/118"}]}`,
+			`{"type":"whereabouts","network_name":"blue","range":"10.60.0.0/24","exclude":["10.60.0.64/28"]}`,
+			`{"type":"whereabouts","range":"10.61.1.0/29"}`,
+		},
+	})
+}
+
+// longRun is TestLongRun on the real API.
+func (l *lab) longRun(t *testing.T) {
+	client, err := kubeapi.Open(l.Kubeconfig(), kubeapi.Options{Dial: l.Dial})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.create("/api/v1/namespaces", `{"metadata":{"name":"a"}}`)
+	l.create("/api/v1/namespaces", `{"metadata":{"name":"weft"}}`) // of the controllers' election
+	l.create("/api/v1/namespaces/a/serviceaccounts", `{"metadata":{"name":"default"}}`)
+	longRun(&cluster{Store: kube.New(client), t: t, beat: time.Second}, course{
+		nodes: 6, workers: 10, operations: operations(t, 250), trouble: 2 * time.Second,
+		configs: []string{
+			`{"type":"whereabouts","ipRanges":[{"range":"10.60.0.0/23"},{"range":"fd60::/118"}]}`,
+			`{"type":"whereabouts","network_name":"blue","range":"10.60.0.0/26","exclude":["10.60.0.8/30"]}`,
+			`{"type":"whereabouts","range":"10.61.1.0/29"}`,
+		},
+	})
+}
+
+// longRun is the run of TestLongRun on a cluster.
+func longRun(c *cluster, course course) {
+	t := c.t
+	t.Helper()
+	l := &long{cluster: c, course: course, truth: map[place]string{}, count: map[string]int{}}
+	l.left.Store(course.operations)
 	if deadline, ok := t.Deadline(); ok {
 		early := time.AfterFunc(time.Until(deadline)-5*time.Minute, func() { l.unspent.Store(max(0, l.left.Swap(0))) }) // there is time for as many
 		defer early.Stop()
 	}
-	for _, text := range longConfigs {
+	for _, text := range course.configs {
 		config, err := ipam.Parse([]byte(`{"name":"n","ipam":`+text+`}`), "")
 		if err != nil {
 			t.Fatal(err)
 		}
 		l.configs = append(l.configs, config)
 	}
-	control := func(i int) func() {
-		c, stop := l.controller(l.cluster)
-		l.controllers[i].Store(c)
-		return stop
-	}
-	stops := [2]func(){control(0), control(1)}
+	l.control(0)
+	l.control(1)
 	var nodes []*longNode
-	for i := range longNodes {
-		n := &longNode{
-			long: l, name: fmt.Sprint("n", i), dir: t.TempDir(),
-			boxes: map[string]*record.Sandbox{}, alive: map[string]bool{}, busy: map[string]*process{},
-		}
-		l.node(n.name)
+	for i := range course.nodes {
+		n := l.longNode(fmt.Sprint("node-", i), t.TempDir())
 		n.start()
 		nodes = append(nodes, n)
 	}
 	began := time.Now()
 	ctx, cancel := context.WithCancel(t.Context())
-	var work, trouble sync.WaitGroup
-	trouble.Go(func() { l.trouble(ctx, nodes, control, stops) })
+	var work, others sync.WaitGroup
+	others.Go(func() { l.trouble(ctx, nodes) })
+	others.Go(func() { l.guard(ctx) })
 	for _, n := range nodes {
-		for worker := range longWorkers {
+		for worker := range course.workers {
 			work.Go(func() { n.work(worker) })
 		}
 	}
 	work.Wait()
 	cancel()
-	trouble.Wait()
-	took := time.Since(began)
-	count -= l.unspent.Load()
-	ended := control(0)
-	defer ended()
-	for _, n := range nodes {
-		_ = n.process.Sync(t.Context()) // as each does now and then
-	}
+	others.Wait()
+	took, done := time.Since(began), course.operations-l.unspent.Load()
 	if len(l.truth) != 0 {
 		t.Errorf("%d addresses are in use, and there is no Pod", len(l.truth))
 	}
 	began = time.Now()
+	for _, n := range nodes { // to one that keeps nothing ahead
+		n.kill()
+		n.ahead = false
+		n.start()
+	}
 	l.becomesEmpty()
-	t.Logf("%d operations in %v: %v; nothing was held %v after", count, took.Round(time.Millisecond), l.count, time.Since(began).Round(time.Second))
+	t.Logf("%d operations in %v: %v; nothing was held %v after", done, took.Round(time.Millisecond), l.count, time.Since(began).Round(time.Second))
 	for _, n := range nodes {
 		n.kill()
 	}
-	if l.count["ADD"] < int(count)/10 {
+	if l.led.Load() == 0 {
+		t.Error("no controller led")
+	}
+	if l.count["ADD"] < int(done)/10 {
 		t.Errorf("only %d Pods had addresses: too few for a test", l.count["ADD"])
 	}
 }
@@ -536,6 +508,9 @@ func (l *long) becomesEmpty() {
 }
 
 var (
-	_ lease.Users   = (*longNode)(nil)
-	_ lease.Adviser = (*long)(nil)
+	_ lease.Adviser = advisers{}
+	_ lease.Keeper  = advisers{}
 )
+
+// quiet is a log that nobody reads.
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
