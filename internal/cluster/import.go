@@ -45,8 +45,8 @@ type beside struct {
 	seen  takeover.Giving
 	since time.Time
 	told  string // the last problem
-	// strays are the leases that were to be given back at the last look.
-	strays map[string]bool
+	// strays are the leases that were to be given back at the last look, since when.
+	strays map[string]time.Time
 	looked time.Time
 	locks  locks
 }
@@ -235,6 +235,9 @@ func (b *beside) write(ctx context.Context, values map[string]any, gone string) 
 		return err
 	}
 	data, _ := obj.Object["data"].(map[string]any)
+	if takeover.ParseGiving(data) != b.seen { // what is written follows from what was seen
+		return fmt.Errorf("another controller has written it since: %w", store.ErrConflict)
+	}
 	if data == nil {
 		data = map[string]any{}
 	}
@@ -250,6 +253,10 @@ func (b *beside) write(ctx context.Context, values map[string]any, gone string) 
 	}
 	return err
 }
+
+// strayFor is how long this process must have seen that nobody has an imported
+// address: how old it is, two clocks say, of which either may be wrong.
+const strayFor = time.Hour
 
 // fenced says whether the API server refuses what Whereabouts would write: without
 // that it would go on to give addresses on nodes that weft knows nothing of.
@@ -283,9 +290,9 @@ func (b *beside) fenced(ctx context.Context) error {
 }
 
 // collectStrays gives back imported addresses of which nobody was found for a long
-// time, at the second look.
+// time, when they were looked at for a while.
 func (b *beside) collectStrays(ctx context.Context) error {
-	seen := map[string]bool{}
+	seen := map[string]time.Time{}
 	all, err := b.imported(ctx)
 	if err != nil {
 		return err
@@ -301,8 +308,11 @@ func (b *beside) collectStrays(ctx context.Context) error {
 		if !ended {
 			continue
 		}
-		if !b.strays[string(is.UID)] {
-			seen[string(is.UID)] = true
+		since, again := b.strays[string(is.UID)]
+		if !again {
+			since = time.Now()
+		}
+		if seen[string(is.UID)] = since; !again || time.Since(since) < min(strayFor, b.ImportedFor) {
 			continue
 		}
 		if err := b.drop(ctx, is); err != nil {

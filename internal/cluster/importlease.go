@@ -168,6 +168,10 @@ func (b *beside) holders(ctx context.Context, facts takeover.Facts) (pods map[st
 // take makes leases of all that Whereabouts gave. It has done so when it returns
 // without an error.
 func (b *beside) take(ctx context.Context) error {
+	there, err := b.imported(ctx) // first: what others change since is left to them
+	if err != nil {
+		return err
+	}
 	facts, err := b.objects(ctx, "")
 	if err != nil {
 		return fmt.Errorf("read what Whereabouts gave: %w", err)
@@ -185,10 +189,6 @@ func (b *beside) take(ctx context.Context) error {
 	doubted := map[netip.Addr]bool{}
 	for _, d := range plan.Disagreements {
 		doubted[d.Addr] = true
-	}
-	there, err := b.imported(ctx)
-	if err != nil {
-		return err
 	}
 	var mu sync.Mutex // guards plan.Disagreements
 	group, asking := errgroup.WithContext(ctx)
@@ -278,7 +278,12 @@ func (b *beside) lease(ctx context.Context, spec v1alpha1.AddressLeaseSpec, ther
 		return "", nil
 	}
 	if known && before.Spec.IP == want.Spec.IP && before.Spec.Scope == want.Spec.Scope { // of who had it then
-		if err := b.drop(ctx, before); err != nil {
+		// At once, so that the address is at no time free: another leader may have let
+		// nodes give addresses by now.
+		now := want.Object()
+		now.SetUID(before.UID)
+		now.SetResourceVersion(before.ResourceVersion)
+		if _, err := b.writer.Update(ctx, now); !errors.Is(err, store.ErrNotFound) {
 			return "", err
 		}
 	}

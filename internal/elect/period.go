@@ -23,9 +23,14 @@ func (p *Period) extend(until time.Time) { p.until.Store(&until) }
 
 func (p *Period) end() time.Time { return *p.until.Load() }
 
-// Lasts says whether the period is not over. A process that was stopped, and goes
-// on after others have taken over, sees so here before its ctx tells.
-func (p *Period) Lasts() bool { return time.Now().Before(p.end()) }
+// Lasts says whether the period is not over, by both clocks: that which does not jump
+// stands still while a machine sleeps. A process that was stopped, and goes on after
+// others have taken over, sees so here before its ctx tells. After a clock was set
+// forward it lasts no more until it is renewed.
+func (p *Period) Lasts() bool {
+	now, end := time.Now(), p.end()
+	return now.Before(end) && now.Round(0).Before(end.Round(0))
+}
 
 // Writer gives a store that writes while the period lasts, and then no more.
 func (p *Period) Writer(s store.Store) store.Store { return writer{s, p} }
