@@ -153,10 +153,16 @@ func (c *cluster) control(api store.Store) (stop func()) {
 
 func (c *cluster) controller(api store.Store) (control *controller, stop func()) {
 	c.t.Helper()
+	return c.controllerWith(api, 0)
+}
+
+// controllerWith runs one whose elections have a term.
+func (c *cluster) controllerWith(api store.Store, term time.Duration) (control *controller, stop func()) {
+	c.t.Helper()
 	ctx, cancel := context.WithCancel(c.t.Context())
 	ended := make(chan error, 1)
 	control = newController(Options{Namespace: "weft", Name: "test", Grace: grace, Compare: grace, Log: slog.New(slog.DiscardHandler)})
-	control.patience = 2 * time.Second
+	control.patience = term
 	go func() { ended <- control.run(ctx, api) }()
 	stop = sync.OnceFunc(func() {
 		cancel()

@@ -334,7 +334,7 @@ type controlling struct {
 func (l *long) control(i int) {
 	c := &controlling{cut: &atomic.Bool{}}
 	c.wire = &wire{Store: apart{l.Store, fmt.Sprint(leaseName, "-", i)}, l: l, cut: c.cut, lags: true}
-	c.controller, c.stop = l.controller(c.wire)
+	c.controller, c.stop = l.controllerWith(c.wire, 2*time.Second) // lest a dead one is waited for
 	l.controllers[i].Store(c)
 }
 

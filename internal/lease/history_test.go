@@ -49,6 +49,9 @@ var model = porcupine.Model{
 	Equal: func(a, b any) bool { return a == b },
 }
 
+// started is where times of a history begin: of the clock that does not jump.
+var started = time.Now()
+
 // history is what callers saw.
 type history struct {
 	mu  sync.Mutex // guards ops
@@ -58,7 +61,7 @@ type history struct {
 func (h *history) note(client int, s step, began time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.ops = append(h.ops, porcupine.Operation{ClientId: client, Input: s, Call: began.UnixNano(), Output: nil, Return: time.Now().UnixNano()})
+	h.ops = append(h.ops, porcupine.Operation{ClientId: client, Input: s, Call: int64(began.Sub(started)), Output: nil, Return: int64(time.Since(started))})
 }
 
 // churn has nodes take and give back addresses of one range, as fast as they can,
