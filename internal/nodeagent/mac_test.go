@@ -40,6 +40,8 @@ func (p *pod) wears(want map[string]string) {
 func TestDuplicateMACRefused(t *testing.T) {
 	l := newLab(t)
 	l.c.LeaseKind(t)
+	l.flags = []string{"--refuse-duplicate-macs"}
+	l.start()
 	l.nad("plain", `{"cniVersion":"1.0.0","type":"bridge","bridge":"plain0"}`)
 	const mac, of = "02:00:00:00:00:1f", `[{"name":"plain","mac":"02:00:00:00:00:1f"}]`
 	asks := func(name string, annotations map[string]string) *pod {
@@ -64,8 +66,6 @@ func TestDuplicateMACRefused(t *testing.T) {
 		}
 	}
 	t.Cleanup(func() { lease("", "") }) // others use the cluster
-	l.flags = []string{"--refuse-duplicate-macs"}
-	l.start()
 	mine := asks("mine", map[string]string{})
 	code(t, mine.add(), types.ErrTryAgainLater, "MACLease "+name, "is not there yet")
 	lease(v1alpha1.OwnerPod, "other")
