@@ -118,9 +118,8 @@ func (s *Store) exchange(ctx context.Context, lease ipam.Lease, owner ipam.Owner
 // was wrong then keeps no address for longer.
 func (s *Store) sinceLocked(lease ipam.Lease, since time.Time) {
 	if h := s.leases[keyOf(lease)]; h != nil && h.owner == lease.Owner && !since.IsZero() {
-		if now := time.Now(); since.After(now) {
-			since = now
-		}
+		now := time.Now()
+		since = now.Add(-max(0, now.Round(0).Sub(since))) // by the clock that does not jump from here on
 		if h.since.IsZero() {
 			h.since = since
 		}
