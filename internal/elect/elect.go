@@ -230,10 +230,26 @@ func (e *Elector) release(ctx context.Context, lease *store.Object, term *Period
 	term.extend(time.Time{})
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releasePatience)
 	defer cancel()
+	err := e.let(ctx, lease)
+	if errors.Is(err, store.ErrConflict) { // a renewal that was cut short came through, or a label
+		var now *store.Object
+		if now, err = e.API.Get(ctx, LeaseKind, e.Lease); err == nil {
+			if holder, _ := holderOf(now); holder != e.Identity {
+				return
+			}
+			err = e.let(ctx, now)
+		}
+	}
+	if err != nil {
+		e.Log.Warn("who leads next waits for the end of this term", "err", err)
+	}
+}
+
+// let writes that nobody holds a Lease.
+func (e *Elector) let(ctx context.Context, lease *store.Object) error {
 	lease = e.held(lease)
 	spec, _ := lease.Object["spec"].(map[string]any)
 	spec["holderIdentity"] = ""
-	if _, err := e.API.Update(ctx, lease); err != nil {
-		e.Log.Warn("who leads next waits for the end of this term", "err", err)
-	}
+	_, err := e.API.Update(ctx, lease)
+	return err
 }

@@ -23,6 +23,7 @@ type link struct {
 	store.Store
 	away atomic.Bool // nothing arrives
 	deaf atomic.Bool // answers are lost
+	late atomic.Bool // what was asked for last arrives before the end of leading
 }
 
 func (l *link) answer(obj *store.Object, err error) (*store.Object, error) {
@@ -49,6 +50,16 @@ func (l *link) Create(ctx context.Context, obj *store.Object) (*store.Object, er
 func (l *link) Update(ctx context.Context, obj *store.Object) (*store.Object, error) {
 	if l.away.Load() {
 		return nil, errAway
+	}
+	if holder, _ := holderOf(obj); holder == "" && l.late.Swap(false) {
+		now, err := l.Store.Get(ctx, LeaseKind, store.KeyOf(obj))
+		if err != nil {
+			return nil, err
+		}
+		now.SetLabels(map[string]string{"x": "y"})
+		if _, err := l.Store.Update(ctx, now); err != nil {
+			return nil, err
+		}
 	}
 	return l.answer(l.Store.Update(ctx, obj))
 }
@@ -188,9 +199,12 @@ func TestAnswersAreLost(t *testing.T) {
 	}
 }
 
+// TestLeaderEnds: others lead at once, also if the leader's last renewal was cut short
+// and came through.
 func TestLeaderEnds(t *testing.T) {
 	t.Parallel()
 	s, a, b := begun(t)
+	a.link.late.Store(true)
 	if err := a.stop(); err != nil {
 		t.Fatal(err)
 	}
