@@ -49,6 +49,9 @@ type AddressLeaseSpec struct {
 	// Holders are the Pods that have the address of a claim, in the order in which
 	// they came: several while a VM migrates.
 	Holders []LeaseHolder `json:"holders,omitempty"`
+	// Untried: no Pod has used the address of a claim yet. The one that is to asks first
+	// whether a stranger does; then it is not the claim's.
+	Untried bool `json:"untried,omitempty"`
 	// Since is when a stranger was found to use the address; of owner Quarantine only.
 	Since time.Time `json:"since,omitzero"`
 }
@@ -145,6 +148,9 @@ func (l *AddressLease) Object() *unstructured.Unstructured {
 	}
 	if len(l.Spec.Holders) > 0 {
 		spec["holders"] = HolderList(l.Spec.Holders)
+	}
+	if l.Spec.Untried {
+		spec["untried"] = true
 	}
 	if !l.Spec.Since.IsZero() {
 		spec["since"] = l.Spec.Since.UTC().Format(time.RFC3339)

@@ -161,7 +161,7 @@ func (t *attaching) makeAll(ctx context.Context) error {
 		}
 		i = j
 	}
-	return nil
+	return t.tried(ctx)
 }
 
 // makeNative applies neighbouring native attachments, and then runs what
@@ -388,7 +388,7 @@ func (t *attaching) giveBack(ctx context.Context) {
 			continue
 		}
 		for _, l := range w.rec.Leases {
-			lease := ipam.Lease{Scope: ipam.Scope(l.Scope), Addr: l.Addr, Owner: ipam.Owner(l.Owner)}
+			lease := leaseOf(l)
 			if slices.Contains(w.heldBefore, lease) {
 				continue
 			}

@@ -206,7 +206,7 @@ func (e *Engine) load(ctx context.Context) error {
 		e.claims.set(id, box)
 		for _, a := range box.Attachments {
 			for _, l := range a.Leases {
-				lease := ipam.Lease{Scope: ipam.Scope(l.Scope), Addr: l.Addr, Owner: ipam.Owner(l.Owner)}
+				lease := leaseOf(l)
 				take := func() error { return e.Addresses.Take(ctx, lease) }
 				if a.Leased && e.Leases != nil {
 					take = func() error { return e.Leases.Hold(lease) }

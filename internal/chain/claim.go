@@ -245,7 +245,7 @@ func (u *undoing) leaveClaims(ctx context.Context, list []*record.Attachment) er
 func leasesOf(a *record.Attachment) []ipam.Lease {
 	var out []ipam.Lease
 	for _, l := range a.Leases {
-		out = append(out, ipam.Lease{Scope: ipam.Scope(l.Scope), Addr: l.Addr, Owner: ipam.Owner(l.Owner)})
+		out = append(out, leaseOf(l))
 	}
 	return out
 }

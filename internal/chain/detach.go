@@ -394,7 +394,7 @@ func (e *Engine) salvage(ctx context.Context, id string) error {
 	errs := []error{e.deviceFiles.RemoveAll(id)}
 	for _, l := range held.leases {
 		if strings.HasPrefix(l.Owner, string(ipam.AttachmentOwner(id, ""))) {
-			errs = append(errs, e.Addresses.Release(ctx, ipam.Lease{Scope: ipam.Scope(l.Scope), Addr: l.Addr, Owner: ipam.Owner(l.Owner)}))
+			errs = append(errs, e.Addresses.Release(ctx, leaseOf(l)))
 		}
 	}
 	errs = append(errs, e.dropShared(ctx, held.shared))

@@ -24,6 +24,10 @@ type Leases interface {
 	Quarantine(ctx context.Context, lease ipam.Lease, mac string) error
 	// Shared says whether another Pod of its owner has an address as well.
 	Shared(lease ipam.Lease) bool
+	// Untried says whether no Pod of its claim has used an address yet, and Tried tells
+	// that nobody else does.
+	Untried(lease ipam.Lease) bool
+	Tried(ctx context.Context, lease ipam.Lease) error
 	// Hold notes at the start what a record holds.
 	Hold(lease ipam.Lease) error
 	// End gives back all that owners hold, whose attachments are no more. The owner of
@@ -34,6 +38,11 @@ type Leases interface {
 	Claimed(ctx context.Context, owner ipam.Owner) ([]ipam.Lease, error)
 	Leave(ctx context.Context, sandbox string, leases ...ipam.Lease) error
 	LeaveAll(ctx context.Context, sandbox string, owner ipam.Owner) error
+}
+
+// leaseOf reads what a record holds.
+func leaseOf(l record.Lease) ipam.Lease {
+	return ipam.Lease{Scope: ipam.Scope(l.Scope), Addr: l.Addr, Owner: ipam.Owner(l.Owner)}
 }
 
 // foreignIPAM gives the function that says whether the plugin of a type of IPAM is

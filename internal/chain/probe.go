@@ -163,8 +163,8 @@ func (p *probing) fresh() []netip.Addr {
 // have, too, and would answer for, as in a migration.
 func (t *attaching) elsewhere(w *attachment) (out []netip.Addr) {
 	for _, l := range w.rec.Leases {
-		lease := ipam.Lease{Scope: ipam.Scope(l.Scope), Addr: l.Addr, Owner: ipam.Owner(l.Owner)}
-		if w.rec.Leased && t.Leases.Shared(lease) || !w.rec.Leased && slices.Contains(w.heldBefore, lease) {
+		lease := leaseOf(l)
+		if w.rec.Leased && t.Leases.Shared(lease) && !t.Leases.Untried(lease) || !w.rec.Leased && slices.Contains(w.heldBefore, lease) {
 			out = append(out, l.Addr)
 		}
 	}
@@ -306,7 +306,7 @@ func (t *attaching) conflict(ctx context.Context, p *probing, found *dad.Conflic
 	is := func(l record.Lease) bool { return l.Addr == found.Addr }
 	i := slices.IndexFunc(w.rec.Leases, is)
 	stranger := Stranger{Pod: t.box.Pod, Network: w.Network, Interface: w.Interface, Addr: found.Addr, MAC: found.MAC}
-	if i < 0 || !w.rec.Leased || w.rec.ClaimOwner != "" || mustHave(w.Native.IPAM(), found.Addr) {
+	if i < 0 || !w.rec.Leased || w.rec.ClaimOwner != "" && !t.Leases.Untried(leaseOf(w.rec.Leases[i])) || mustHave(w.Native.IPAM(), found.Addr) {
 		t.strange(stranger)
 		err := &hint.Error{
 			Field: "address", Value: found.Addr.String(), Problem: fmt.Sprintf("is in use by %s, which answers on this network", found.MAC),
@@ -315,8 +315,7 @@ func (t *attaching) conflict(ctx context.Context, p *probing, found *dad.Conflic
 		t.tellClaim(w, err)
 		return err
 	}
-	lease := ipam.Lease{Scope: ipam.Scope(w.rec.Leases[i].Scope), Addr: found.Addr, Owner: ipam.Owner(w.rec.Leases[i].Owner)}
-	if err := t.Leases.Quarantine(ctx, lease, string(found.MAC)); err != nil {
+	if err := t.Leases.Quarantine(ctx, leaseOf(w.rec.Leases[i]), string(found.MAC)); err != nil {
 		return err
 	}
 	stranger.Quarantined = true
@@ -339,6 +338,23 @@ func (t *attaching) conflict(ctx context.Context, p *probing, found *dad.Conflic
 		return err
 	}
 	return t.save(t.box)
+}
+
+// tried tells of the addresses that claims got now and nobody else has.
+func (t *attaching) tried(ctx context.Context) error {
+	for _, w := range t.work {
+		if !w.rec.Leased || w.rec.ClaimOwner == "" {
+			continue
+		}
+		for _, l := range w.rec.Leases {
+			if lease := leaseOf(l); t.Leases.Untried(lease) {
+				if err := t.Leases.Tried(ctx, lease); err != nil {
+					return blame(&w.Delegate, err)
+				}
+			}
+		}
+	}
+	return nil
 }
 
 func (t *attaching) strange(s Stranger) {

@@ -51,6 +51,7 @@ type claimLease struct {
 	pool    string
 	holders []v1alpha1.LeaseHolder
 	sticky  time.Duration
+	untried bool
 }
 
 // where is what many leases have: the range an address is of, and the interface it
@@ -121,7 +122,7 @@ func (b *book) Put(obj *store.Object) {
 	is.reserved = lease.Spec.Sandbox == "" && !is.quarantined
 	if is.owner.Kind == v1alpha1.OwnerClaim || is.owner.Kind == v1alpha1.OwnerSticky {
 		is.reserved = len(lease.Spec.Holders) == 0
-		is.claim = &claimLease{lease.Spec.Of, same(lease.Spec.Pool), lease.Spec.Holders, time.Duration(lease.Spec.StickyFor) * time.Second}
+		is.claim = &claimLease{lease.Spec.Of, same(lease.Spec.Pool), lease.Spec.Holders, time.Duration(lease.Spec.StickyFor) * time.Second, lease.Spec.Untried}
 		b.claimed()
 	}
 	is.where, is.sandbox = unique.Make(where{lease.Spec.Pool, lease.Spec.Interface}), lease.Spec.Sandbox

@@ -393,10 +393,10 @@ func together(leases []*held) []string {
 	for _, is := range leases {
 		of = max(of, is.claim.of)
 	}
-	if of == 0 || len(leases) < of {
+	list := slices.DeleteFunc(slices.Clone(leases), func(is *held) bool { return is.claim.untried })
+	if of == 0 || len(list) < of {
 		return nil
 	}
-	list := slices.Clone(leases)
 	slices.SortFunc(list, func(a, b *held) int {
 		if had := min(len(b.claim.holders), 1) - min(len(a.claim.holders), 1); had != 0 {
 			return had

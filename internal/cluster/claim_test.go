@@ -29,12 +29,18 @@ func (c *cluster) claimOf(name string) types.UID {
 // claimed makes the lease of a claim, as an agent does.
 func (c *cluster) claimed(addr, pool, claim string, uid types.UID, of int, holders ...v1alpha1.LeaseHolder) {
 	c.t.Helper()
-	lease := v1alpha1.AddressLease{Spec: v1alpha1.AddressLeaseSpec{
+	c.leaseOf(v1alpha1.AddressLeaseSpec{
 		IP: netip.MustParseAddr(addr), Scope: "s", Pool: pool, Of: of, Holders: holders,
 		Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerClaim, Namespace: "a", Name: claim, UID: uid},
-	}}
-	lease.Name = strings.ReplaceAll(addr, ":", "-")
-	lease.Labels = map[string]string{v1alpha1.OwnerUIDLabel: string(uid)}
+	})
+}
+
+// leaseOf makes one of an owner that is of no node.
+func (c *cluster) leaseOf(spec v1alpha1.AddressLeaseSpec) {
+	c.t.Helper()
+	lease := v1alpha1.AddressLease{Spec: spec}
+	lease.Name = strings.ReplaceAll(spec.IP.String(), ":", "-")
+	lease.Labels = map[string]string{v1alpha1.OwnerUIDLabel: string(spec.Owner.UID)}
 	if _, err := c.Create(c.t.Context(), lease.Object()); err != nil {
 		c.t.Fatal(err)
 	}
@@ -155,6 +161,47 @@ func TestClaimTellsItsAddresses(t *testing.T) {
 	c.remove(networks.ClaimKind, "a", "keeps")
 	c.becomes()
 	c.claimsBecome()
+}
+
+// TestUntriedAddress: a claim is told of an address when the first Pod has found that
+// nobody else uses it, and not of one that a stranger does.
+func TestUntriedAddress(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	c.node("n1")
+	uid := c.claimOf("keeps")
+	c.control(c)
+	pod := c.holds("pod", "n1")
+	write := func(addr string, change func(spec map[string]any)) {
+		t.Helper()
+		c.eventually("write "+addr, func() error {
+			obj, err := c.Get(t.Context(), leaseKind, store.Key{Name: addr})
+			if err == nil {
+				change(obj.Object["spec"].(map[string]any))
+				_, err = c.Update(t.Context(), obj)
+			}
+			return err
+		})
+	}
+	const bad, good = "10.0.0.5", "10.0.0.6"
+	untried := v1alpha1.AddressLeaseSpec{
+		IP: netip.MustParseAddr(bad), Scope: "s", Pool: "10.0.0.0/24", Of: 1, Untried: true, Holders: []v1alpha1.LeaseHolder{pod},
+		Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerClaim, Namespace: "a", Name: "keeps", UID: uid},
+	}
+	c.leaseOf(untried)
+	c.stays(bad)
+	c.claimTells("keeps", "[] ")
+	write(bad, func(spec map[string]any) {
+		spec["owner"], spec["node"] = map[string]any{"kind": v1alpha1.OwnerQuarantine, "name": "02:00:00:00:00:99"}, "n1"
+		delete(spec, "holders")
+		delete(spec, "untried")
+	})
+	untried.IP = netip.MustParseAddr(good)
+	c.leaseOf(untried)
+	c.stays(bad, good)
+	c.claimTells("keeps", "[] ")
+	write(good, func(spec map[string]any) { delete(spec, "untried") })
+	c.claimTells("keeps", "["+good+"/24] pod True SuccessfulAllocation")
 }
 
 // TestClaimDeletedWhileItsVMRuns: the claim waits for the Pods that have its address,

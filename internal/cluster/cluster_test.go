@@ -319,6 +319,7 @@ func TestCluster(t *testing.T) {
 	l.advises(client, "10.9.0.1")
 	l.strangers()
 	l.agentsTellOfTheirNode()
+	l.agentsOfClaims()
 	l.signal(a, syscall.SIGTERM)
 	l.eventually("a lets others lead", func() error {
 		if holder := l.holder(); holder != "" {

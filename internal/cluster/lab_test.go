@@ -195,7 +195,7 @@ func (l *lab) agentsTellOfTheirNode() {
 	const ofNode = `weft's agent of node "n1" may write the AddressEpoch of that node only`
 	l.create("/api/v1/namespaces/kube-system/serviceaccounts", `{"metadata":{"name":"another"}}`)
 	agent, unbound, another := l.token("weft", bound), l.token("weft", ""), l.token("another", "")
-	for _, tt := range []struct{ who, token, method, path, body, want string }{
+	l.attempts("AddressEpoch", epochsPath, []attempt{
 		{"another node's", agent, "POST", "", epoch("node.n2", "n2"), ofNode},
 		{"another node's, by its own name", agent, "POST", "", epoch("node.n1", "n2"), ofNode},
 		{"its own, by another name", agent, "POST", "", epoch("node.n2", "n1"), ofNode},
@@ -206,11 +206,21 @@ func (l *lab) agentsTellOfTheirNode() {
 		{"its own to be gone", agent, "DELETE", "/node.n1", "", "cannot delete"},
 		{"of no node", unbound, "POST", "", epoch("node.n3", "n3"), `weft's agent of node "" may write`},
 		{"another account", another, "POST", "", epoch("node.n1", "n1"), `kube-system:another" cannot create`},
-	} {
-		l.eventually("AddressEpoch, "+tt.who, func() error { // a policy takes effect some time after it was made
+	})
+	l.ask("DELETE", epochsPath+"/node.n1", "", nil)
+}
+
+// attempt is a request, and what the error says; empty: there is none.
+type attempt struct{ who, token, method, path, body, want string }
+
+// attempts makes requests for objects of a kind.
+func (l *lab) attempts(kind, base string, list []attempt) {
+	l.t.Helper()
+	for _, tt := range list {
+		l.eventually(kind+", "+tt.who, func() error { // a policy takes effect some time after it was made
 			body := tt.body
 			if tt.method == "PUT" {
-				answer, _, err := l.try(l.t.Context(), "GET", epochsPath+tt.path, "", "")
+				answer, _, err := l.try(l.t.Context(), "GET", base+tt.path, "", "")
 				var is struct {
 					Metadata struct {
 						ResourceVersion string `json:"resourceVersion"`
@@ -221,7 +231,7 @@ func (l *lab) agentsTellOfTheirNode() {
 				}
 				body = strings.Replace(body, `"metadata":{`, fmt.Sprintf(`"metadata":{"resourceVersion":%q,`, is.Metadata.ResourceVersion), 1)
 			}
-			answer, code, err := l.showing(tt.token, tt.method, epochsPath+tt.path, body)
+			answer, code, err := l.showing(tt.token, tt.method, base+tt.path, body)
 			var said struct {
 				Message string `json:"message"`
 			}
@@ -234,5 +244,36 @@ func (l *lab) agentsTellOfTheirNode() {
 			return nil
 		})
 	}
-	l.ask("DELETE", epochsPath+"/node.n1", "", nil)
+}
+
+// agentsOfClaims: the address of a claim is put in quarantine by the agent of the node
+// whose Pod is the first to have it, and by nobody later.
+func (l *lab) agentsOfClaims() {
+	l.t.Helper()
+	lease := func(name, more string) string {
+		return fmt.Sprintf(`{"apiVersion":"weft.network/v1alpha1","kind":"AddressLease","metadata":{"name":%q},"spec":{"ip":%[1]q,"scope":"claims",%s}}`, name, more)
+	}
+	claims := func(node string) string {
+		return fmt.Sprintf(`"owner":{"kind":"IPAMClaim","namespace":"a","name":"c"},"holders":[{"node":%q,"sandbox":"s"}]`, node)
+	}
+	stranger := func(node string) string {
+		return fmt.Sprintf(`"owner":{"kind":"Quarantine","name":"02:00:00:00:00:99"},"node":%q`, node)
+	}
+	const untried, ofNode = `"untried":true,`, `weft's agent of node "n1" may hold AddressLeases of that node only`
+	agent := l.token("weft", `"boundObjectRef":{"apiVersion":"v1","kind":"Pod","name":"agent"}`)
+	const one, two, others = "10.200.0.1", "10.200.0.2", "10.200.0.3"
+	l.create(leasesPath, lease(others, untried+claims("n2")))
+	l.attempts("AddressLease", leasesPath, []attempt{
+		{"of a claim", agent, "POST", "", lease(one, untried+claims("n1")), ""},
+		{"of another claim", agent, "POST", "", lease(two, untried+claims("n1")), ""},
+		{"tried", agent, "PUT", "/" + two, lease(two, claims("n1")), ""},
+		{"tried, a stranger's", agent, "PUT", "/" + two, lease(two, stranger("n1")), ofNode},
+		{"untried, a stranger's of another node", agent, "PUT", "/" + one, lease(one, stranger("n2")), ofNode},
+		{"untried, another claim's", agent, "PUT", "/" + one, lease(one, strings.Replace(untried+claims("n1"), `"c"`, `"d"`, 1)), ofNode},
+		{"untried, and another node's Pod has it", agent, "PUT", "/" + others, lease(others, stranger("n1")), ofNode},
+		{"untried, a stranger's", agent, "PUT", "/" + one, lease(one, stranger("n1")), ""},
+	})
+	for _, name := range []string{one, two, others} {
+		l.ask("DELETE", leasesPath+"/"+name, "", nil)
+	}
 }

@@ -64,6 +64,12 @@ func (l agentLeases) Quarantine(context.Context, ipam.Lease, string) error { ret
 // Shared is not asked for either.
 func (l agentLeases) Shared(ipam.Lease) bool { return false }
 
+// Untried is not asked for either, nor is Tried.
+func (l agentLeases) Untried(ipam.Lease) bool { return false }
+
+// Tried is not asked for: nothing is served.
+func (l agentLeases) Tried(context.Context, ipam.Lease) error { return nil }
+
 // Hold notes what a record holds.
 func (l agentLeases) Hold(lease ipam.Lease) error { return l.memory.Hold(lease) }
 

@@ -157,6 +157,8 @@ type held struct {
 	told time.Time
 	// shared: more than one Pod had the address when this node took it.
 	shared bool
+	// untried: no Pod of its claim has used the address.
+	untried bool
 	// since is when it was put in quarantine.
 	since time.Time
 	// bound: it was the node's, taken ahead, and is its owner's now.
@@ -278,6 +280,7 @@ func (s *Store) Of(box *record.Sandbox, a *record.Attachment, config ipam.Config
 		}
 	}
 	taker.of, taker.stickyFor = len(config.Sets)+len(config.Static), int(config.StickyFor/time.Second)
+	taker.probes = config.AddressProbe == nil || *config.AddressProbe
 	return taker
 }
 
@@ -293,6 +296,7 @@ type taker struct {
 	vm                       string // whose launcher the Pod is
 	of                       int    // addresses the attachment gets
 	stickyFor                int    // seconds
+	probes                   bool   // whether strangers are asked for addresses
 	// pools are the subnets addresses are taken from.
 	pools []netip.Prefix
 	// asserts: what it takes is in use already.
@@ -387,12 +391,12 @@ func (t *taker) spec(lease ipam.Lease, pool string) v1alpha1.AddressLeaseSpec {
 	spec := v1alpha1.AddressLeaseSpec{IP: lease.Addr, Scope: string(lease.Scope), Pool: pool, Network: t.network}
 	if namespace, name, uid, ok := ipam.ParseClaimOwner(lease.Owner); ok {
 		spec.Owner = v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerClaim, Namespace: namespace, Name: name, UID: types.UID(uid)}
-		spec.Of, spec.Holders = t.of, []v1alpha1.LeaseHolder{t.holder()}
+		spec.Of, spec.Untried, spec.Holders = t.of, t.probes, []v1alpha1.LeaseHolder{t.holder()}
 		return spec
 	}
 	if namespace, pod, ifName, ok := ipam.ParseStickyOwner(lease.Owner); ok {
 		spec.Owner, spec.Interface = v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerSticky, Namespace: namespace, Name: pod}, ifName
-		spec.StickyFor, spec.Holders = t.stickyFor, []v1alpha1.LeaseHolder{t.holder()}
+		spec.StickyFor, spec.Untried, spec.Holders = t.stickyFor, t.probes, []v1alpha1.LeaseHolder{t.holder()}
 		return spec
 	}
 	spec.Node = t.Node
@@ -524,6 +528,7 @@ func (s *Store) note(lease ipam.Lease, obj *store.Object, lost bool) {
 	h := &held{owner: lease.Owner, uid: obj.GetUID(), revision: obj.GetResourceVersion(), shared: severalHold(obj)}
 	s.leases[keyOf(lease)] = h
 	spec, _ := obj.Object["spec"].(map[string]any)
+	h.untried, _ = spec["untried"].(bool)
 	owner, _ := spec["owner"].(map[string]any)
 	if owner["kind"] == v1alpha1.OwnerNode && lease.Owner != s.nodeOwner() {
 		s.boundNowLocked(h) // a late request of before made it

@@ -81,7 +81,11 @@ func severalHold(obj *store.Object) bool {
 
 // putInQuarantine changes the object of a lease.
 func (s *Store) putInQuarantine(ctx context.Context, lease ipam.Lease, mac string) (*store.Object, error) {
-	obj, err := s.ours(ctx, lease)
+	read := s.ours
+	if nodeless(lease.Owner) {
+		read = s.untried
+	}
+	obj, err := read(ctx, lease)
 	if err != nil {
 		return nil, err
 	}
@@ -89,9 +93,15 @@ func (s *Store) putInQuarantine(ctx context.Context, lease ipam.Lease, mac strin
 	if err != nil {
 		return nil, err
 	}
-	is.Spec.Owner = v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerQuarantine, Name: mac}
-	is.Spec.Sandbox, is.Spec.Interface, is.Spec.Journal, is.Spec.Since = "", "", "", time.Now()
+	is.Spec = v1alpha1.AddressLeaseSpec{
+		IP: is.Spec.IP, Scope: is.Spec.Scope, Pool: is.Spec.Pool, Network: is.Spec.Network, Node: s.Node, Since: time.Now(),
+		Owner: v1alpha1.LeaseOwner{Kind: v1alpha1.OwnerQuarantine, Name: mac},
+	}
+	reserved := is.Labels[v1alpha1.ReservedLabel]
 	is.Labels = labels(is.Spec)
+	if reserved != "" {
+		is.Labels[v1alpha1.ReservedLabel] = reserved
+	}
 	want := is.Object()
 	want.SetUID(obj.GetUID())
 	want.SetResourceVersion(obj.GetResourceVersion())

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -122,14 +123,14 @@ func TestStranger(t *testing.T) {
 	}
 }
 
-// TestClaimBesideStranger: a machine has the address of a claim. The Pod is refused, the
-// claim keeps the address from others, and its condition says why nobody has it. When a
-// VM migrates, that machine is the launcher it comes from, and nobody is asked.
+// TestClaimBesideStranger: a machine has the address that a claim would get, which gets
+// another one. Later it has the claim's: the Pod is refused, the claim keeps the address
+// from others, and its condition says why nobody has it. When a VM migrates, that machine
+// is the launcher it comes from, and nobody is asked.
 func TestClaimBesideStranger(t *testing.T) {
 	l := claimLab(t)
-	const addr, mac, nic = "10.79.0.8", "02:00:00:00:00:99", "pod3a7b1c2d4e5"
-	outside := l.outside(addr + "-" + addr + "/24")
-	l.in(outside, "ip", "addr", "add", addr+"/24", "dev", "lan9")
+	const mac, nic = "02:00:00:00:00:99", "pod3a7b1c2d4e5"
+	outside := l.outside("10.79.0.8-10.79.0.9/24")
 	l.claim("kept")
 	l.identity("vm1."+nic, "02:00:00:00:00:0a") // a machine with this MAC would not count
 	launcher := func(vm string) *pod {
@@ -139,7 +140,36 @@ func TestClaimBesideStranger(t *testing.T) {
 		p.sandbox(true)
 		return p
 	}
+	before := l.pod("out")
+	before.sandbox(true)
+	if err := before.add(); err != nil {
+		t.Fatal(err)
+	}
+	bad := before.addresses()["net1"]
+	before.end()
+	l.kill()
+	l.start() // begins where the first one began
+	l.in(outside, "ip", "addr", "add", bad+"/24", "dev", "lan9")
 	p := launcher("vm1")
+	if err := p.add(); err != nil {
+		t.Fatalf("beside a stranger: %v", err)
+	}
+	addr := p.addresses()[nic]
+	if addr == bad || addr == "" {
+		t.Fatalf("the Pod has %q", addr)
+	}
+	l.told(p.key.Name, addressConflict, bad, mac, "gets another address")
+	has := []string{bad + " " + mac, addr + " kept " + p.now.ContainerID + "@n1"}
+	slices.Sort(has)
+	l.held(has...)
+	p.end()
+	if err := l.api.Delete(t.Context(), v1alpha1.AddressLeaseKind, store.Key{Name: bad}, store.Precondition{}); err != nil {
+		t.Fatal(err) // that is in quarantine for longer than this test
+	}
+
+	// The stranger takes the claim's.
+	l.in(outside, "ip", "addr", "add", addr+"/24", "dev", "lan9")
+	p = launcher("vm1")
 	if err := p.add(); err == nil || !strings.Contains(err.Error(), addr) || !strings.Contains(err.Error(), "is in use by "+mac) {
 		t.Fatalf("beside a stranger: %v", err)
 	}
