@@ -245,7 +245,7 @@ func (m *mixedBench) deaths() {
 	m.t.Helper()
 	n := m.node("mortal")
 	way := &leaseWay{m.weft.config, 1, []*leaseNode{n.leaseNode}}
-	const requests = 9 // who gives; reserve, pool, lease, confirm; lease, look, unlock, delete
+	const requests = 10 // who gives; reserve, pool, lease, confirm; lease, look, delete, look, unlock
 	for at := range int64(2 * requests) {
 		pod := 5000 + int(at)
 		ctx, kill := context.WithCancel(m.t.Context())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"time"
 
@@ -187,28 +188,43 @@ func (s *Store) unlock(ctx context.Context, lease ipam.Lease) error {
 }
 
 // Unreserve deletes a reservation as it was read, with our finalizer if it has that. One
-// that is gone is success.
+// that is gone is success. The finalizer goes last: who dies before leaves a lock, which
+// is looked after, and not a reservation that is nobody's.
 func Unreserve(ctx context.Context, objects store.Store, r *api.Reservation) error {
 	ctx, cancel := context.WithTimeout(ctx, askPatience)
 	defer cancel()
-	revision := r.Revision
-	if whereabouts.Locks(r) {
-		after, err := objects.Update(ctx, &store.Object{Object: whereabouts.Unlocked(r).Object()})
+	key := store.Key{Namespace: r.Namespace, Name: r.Name}
+	if !r.Deleting {
+		err := objects.Delete(ctx, reservationKind, key, store.Precondition{UID: types.UID(r.UID), Revision: r.Revision})
 		if errors.Is(err, store.ErrNotFound) { // gone already
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("unlock reservation %s: %w", r.Name, err)
-		}
-		revision = after.GetResourceVersion()
-		if r.Deleting && len(after.GetFinalizers()) == 0 {
-			return nil
+			return fmt.Errorf("delete reservation %s: %w", r.Name, err)
 		}
 	}
-	key := store.Key{Namespace: r.Namespace, Name: r.Name}
-	err := objects.Delete(ctx, reservationKind, key, store.Precondition{UID: types.UID(r.UID), Revision: revision})
-	if err != nil && !errors.Is(err, store.ErrNotFound) { // gone already
-		return fmt.Errorf("delete reservation %s: %w", r.Name, err)
+	if !whereabouts.Locks(r) {
+		return nil
+	}
+	last := r
+	if !r.Deleting {
+		obj, err := objects.Get(ctx, reservationKind, key)
+		if errors.Is(err, store.ErrNotFound) {
+			return nil
+		}
+		if err == nil {
+			last, err = api.ReservationFromObject(obj.Object)
+		}
+		if err == nil && (last.UID != r.UID || !maps.Equal(last.Annotations, r.Annotations)) { // it has its lease now
+			err = store.ErrConflict
+		}
+		if err != nil {
+			return fmt.Errorf("read reservation %s, which is to go: %w", r.Name, err)
+		}
+	}
+	_, err := objects.Update(ctx, &store.Object{Object: whereabouts.Unlocked(last).Object()})
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("unlock reservation %s: %w", r.Name, err)
 	}
 	return nil
 }
